@@ -1,9 +1,9 @@
 """Check the pages of the site without Quarto: `N pages, N problems`.
 
-Every notebook is processed as for the site (its exported cells run, its documentation tables render), and the result
-is compared with the sidebar of _quarto.yml.
+Every notebook is processed as for the site (its imports run, its documentation tables render),
+and the result is compared with the sidebar of _quarto.yml.
 """
-import re, shutil, sys, tempfile
+import re, shutil, sys
 from pathlib import Path
 
 import yaml
@@ -30,41 +30,46 @@ def page_problems(path, folder):
     nb = read_nb(path)
     meta = front_matter(nb)
     if not meta.get('title'): yield 'has no title'
-    if path.stem != 'index' and not meta.get('description'): yield 'has no claim: a line that begins with > under the title'
+    if path.stem != 'index' and not meta.get('description'):
+        yield 'has no claim: a line that begins with > under the title'
     for cell in nb.cells:
         for o in cell.get('outputs', []):
             if o['output_type'] == 'error': yield f'stores an error: {o["ename"]}'
         if cell.cell_type != 'markdown': continue
         for link in re.findall(r'!\[[^\]]*\]\(([^)\s]+)\)|<img[^>]+src="([^"]+)"', cell.source):
             target = link[0] or link[1]
-            if '://' not in target and not target.startswith(('data:', 'attachment:')) and not (folder/target).exists():
+            elsewhere = '://' in target or target.startswith(('data:', 'attachment:'))
+            if not elsewhere and not (folder/target).exists():
                 yield f'shows {target}, which does not exist'
 
 def sidebar_problems(names, config):
     "Pages that the sidebar lacks, names too often, or has in another order"
     entries = list(listed(config['website']['sidebar']['contents']))
     for n in sorted(set(names)-set(entries)): yield f'_quarto.yml: the sidebar lacks {n}'
-    for n in sorted(set(entries)-set(names)): yield f'_quarto.yml: the sidebar names {n}, which does not exist'
+    for n in sorted(set(entries)-set(names)):
+        yield f'_quarto.yml: the sidebar names {n}, which does not exist'
     present = [e for e in entries if e in names]
     expected = sorted(names, key=lambda n: (n != 'index.ipynb', n))
-    if sorted(present) == sorted(expected) and present != expected: yield '_quarto.yml: the sidebar is not in reading order'
+    if sorted(present) == sorted(expected) and present != expected:
+        yield '_quarto.yml: the sidebar is not in reading order'
+
+def settings_problems(nbs):
+    "Generated settings that were out of date (now written again), and a lost link"
+    written = nbs/'nbdev.yml'
+    before = written.read_text(encoding='utf-8') if written.exists() else ''
+    refresh_quarto_yml()
+    if written.read_text(encoding='utf-8') != before: yield 'nbs/nbdev.yml: was out of date'
+    if not (nbs/'_quarto.yml').samefile(ROOT/'_quarto.yml'):
+        yield 'nbs/_quarto.yml: is not a link to ../_quarto.yml'
 
 def main():
     "Process every page and print what is wrong with it"
-    cfg = get_config()
-    nbs = cfg.nbs_path
-    config = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
-    before = (nbs/'nbdev.yml').read_text(encoding='utf-8') if (nbs/'nbdev.yml').exists() else ''
-    refresh_quarto_yml()
-    problems = [] if (nbs/'nbdev.yml').read_text(encoding='utf-8') == before else ['nbs/nbdev.yml: was out of date, now rewritten']
-    if not (nbs/'_quarto.yml').samefile(ROOT/'_quarto.yml'): problems.append('nbs/_quarto.yml: is not a link to ../_quarto.yml')
+    nbs = get_config().nbs_path
     names = sorted(p.name for p in nbs.glob('*.ipynb') if not p.name.startswith('_'))
-    problems += sidebar_problems(names, config)
-    pages = {}
-    for name in names: pages.setdefault(re.sub(r'^\d+[a-z]*_', '', name), []).append(name)
-    problems += [f'{" and ".join(same)}: the same page address' for same in pages.values() if len(same) > 1]
+    config = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
+    problems = [*settings_problems(nbs), *sidebar_problems(names, config)]
     print(f'processing {len(names)} notebooks', flush=True)
-    shutil.rmtree(ROOT/'_proc', ignore_errors=True)
+    shutil.rmtree(ROOT/'_proc', ignore_errors=True)  # what a failed run left would become pages
     cache = proc_nbs(force=True, n_workers=2)
     for name in names:
         page = cache/name
@@ -72,7 +77,7 @@ def main():
         print(f'{"FAIL" if found else "ok  "} {name}', flush=True)
         problems += [f'{name}: {p}' for p in found]
     shutil.rmtree(cache, ignore_errors=True)
-    print(*problems, sep='\n', end='\n' if problems else '')
+    for p in problems: print(p)
     print(f'{len(names)} pages, {len(problems)} problems')
     sys.exit(bool(problems) or not names)
 

@@ -1,6 +1,7 @@
 """Write posebook/ and README.md from nbs/, and clean the notebooks: what `make export` does.
 
-nbdev's own `nbdev_readme` needs the Quarto program; here README.md is made from the processed index notebook.
+nbdev's own `nbdev_readme` needs the Quarto program; here README.md is made from the processed
+index notebook with nbconvert.
 """
 import re, shutil, tempfile
 from pathlib import Path
@@ -33,7 +34,8 @@ def processed(nb_path):
 
 def write_readme(nb_path, readme, figures):
     "Write `nb_path` as Markdown to `readme`, its figures into the folder `figures` beside it"
-    body, resources = MarkdownExporter().from_notebook_node(processed(nb_path), {'output_files_dir': figures.name})
+    body, resources = MarkdownExporter().from_notebook_node(
+        processed(nb_path), {'output_files_dir': figures.name})
     body = re.sub(r'\A\s*---\n.*?\n---\n', '', body, flags=re.S)              # front matter
     body = re.sub(r'\n{3,}', '\n\n', re.sub(r'[ \t]+$', '', body, flags=re.M)).strip()
     shutil.rmtree(figures, ignore_errors=True)
@@ -53,8 +55,9 @@ def main():
     nbdev_clean.__wrapped__()
     refresh_quarto_yml()
     index = cfg.nbs_path/cfg.readme_nb
-    if index.exists(): write_readme(index, cfg.config_path/'README.md', cfg.config_path/f'{index.stem}_files')
-    print(f'exported {len(list(cfg.lib_path.glob("*.py")))} modules'
+    top = cfg.config_path
+    if index.exists(): write_readme(index, top/'README.md', top/f'{index.stem}_files')
+    print(f'exported {len(list(cfg.lib_path.glob("[!_]*.py")))} modules'
           f'{" and README.md" if index.exists() else "; there is no index notebook yet"}')
 
 if __name__ == '__main__': main()

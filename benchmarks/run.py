@@ -8,16 +8,18 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 def main(words):
-    "Run those benchmarks whose name contains one of `words` (all without words); 1 if any of them broke off"
-    scripts = [p for p in sorted(HERE.glob('bench_*.py')) if not words or any(w in p.stem for w in words)]
+    "Run the benchmarks whose name contains one of `words` (or all); 1 if one of them broke off"
+    known = {p.stem.removeprefix('bench_'): p for p in sorted(HERE.glob('bench_*.py'))}
+    scripts = {n: p for n, p in known.items() if not words or any(w in n for w in words)}
     if not scripts:
-        names = ', '.join(p.stem.removeprefix('bench_') for p in sorted(HERE.glob('bench_*.py')))
-        print(f'no benchmark is called {" or ".join(words) or "anything"}; there are: {names or "none"}', file=sys.stderr)
+        print(f'no benchmark is called {" or ".join(words)}; there are: {", ".join(known)}',
+              file=sys.stderr)
         return 1
     broken = []
-    for i, script in enumerate(scripts, 1):
-        print(f'== {script.stem.removeprefix("bench_")} ({i} of {len(scripts)})', flush=True)
-        if subprocess.run([sys.executable, str(script)], cwd=HERE.parent).returncode: broken.append(script.name)
+    for i, (name, script) in enumerate(scripts.items(), 1):
+        print(f'== {name} ({i} of {len(scripts)})', flush=True)
+        if subprocess.run([sys.executable, str(script)], cwd=HERE.parent).returncode:
+            broken.append(name)
         print(flush=True)
     if broken: print(f'broke off: {", ".join(broken)}', file=sys.stderr)
     return int(bool(broken))

@@ -1,4 +1,4 @@
-"What every test may rely on: no display, few threads, repeatable property tests, and the real data where there is any."
+"What every test may rely on: no display, repeatable property tests, real data where there is any."
 import os
 from pathlib import Path
 
@@ -18,5 +18,5 @@ def root(): return ROOT
 def real_data():
     "The folder of real mocap named by POSEBOOK_DATA; the test is skipped where there is none"
     folder = Path(os.environ.get('POSEBOOK_DATA', ROOT/'../shared/data'))
-    if not folder.is_dir(): pytest.skip(f'no real mocap: POSEBOOK_DATA does not name a folder ({folder.name} is missing)')
+    if not folder.is_dir(): pytest.skip('no real mocap: POSEBOOK_DATA does not name a folder')
     return folder

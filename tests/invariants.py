@@ -1,7 +1,8 @@
-"""The rules that keep posebook one book, as functions: each takes the top folder and returns a list of problems.
+"""The rules that keep posebook one book, as functions from the top folder to a list of problems.
 
 A problem is one sentence that begins with the file. No problem means that the rule holds.
-`test_invariants.py` applies them to the repository, and to small broken trees to show that each can fail.
+`test_invariants.py` applies them to the repository, and to small broken trees to show that each
+can fail.
 """
 import ast, json, os, re, shutil, subprocess, sys, tempfile
 from configparser import ConfigParser
@@ -19,8 +20,9 @@ def code_cells(nb): return [c for c in cells(nb) if c['cell_type'] == 'code']
 
 def module_of(nb):
     "The module that a notebook exports to, or None"
-    found = [m for c in code_cells(nb) for m in re.findall(r'^#\|\s*default_exp\s+(\S+)', source(c), re.M)]
-    return found[0] if found else None
+    text = '\n'.join(source(c) for c in code_cells(nb))
+    found = re.search(r'^#\|\s*default_exp\s+(\S+)', text, re.M)
+    return found[1] if found else None
 
 def chapters(root):
     "{module: position in reading order} of the notebooks that export one"
@@ -52,8 +54,13 @@ def imported(node, package='posebook'):
     if isinstance(node, ast.ImportFrom):
         base = '.'.join(filter(None, [package if node.level else '', node.module]))
         return [f'{base}.{a.name}' for a in node.names] if base == package else [base]
-    named = isinstance(node, ast.Call) and dotted(node.func).split('.')[-1] in ('import_module', '__import__')
-    return [a.value for a in node.args[:1] if named and isinstance(a, ast.Constant) and isinstance(a.value, str)] if named else []
+    if not isinstance(node, ast.Call): return []
+    named = dotted(node.func).split('.')[-1] in ('import_module', '__import__')
+    return [s.value for a in node.args[:1] for s in strings(a)] if named else []
+
+def strings(node):
+    "The string literals in a syntax tree"
+    return [n for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
 
 def dotted(node):
     "`a.b.c` as written, or '' for anything else"
@@ -64,26 +71,29 @@ def dotted(node):
 # ---- 1. a module imports only modules of earlier chapters
 
 def import_order(root):
-    "Imports within posebook that do not go backwards in reading order; functions are looked into as well"
+    "Imports within posebook that do not go backwards in reading order, wherever they stand"
     order, problems = chapters(root), []
     for name, tree in modules(root).items():
-        if name not in order: problems.append(f'posebook/{name}.py: no notebook exports it'); continue
-        for used in {n for node in ast.walk(tree) for n in imported(node) if n.startswith('posebook.')}:
-            other = used.split('.')[1]
-            if other.startswith('__'): continue
-            if other not in order: problems.append(f'posebook/{name}.py: imports {used}, which no notebook exports')
-            elif order[other] >= order[name]: problems.append(f'posebook/{name}.py: imports {other}, which is not an earlier chapter')
+        if name not in order: problems.append(f'posebook/{name}.py: no notebook exports it')
+        used = {n.split('.')[1] for node in ast.walk(tree) for n in imported(node)
+                if n.startswith('posebook.')}
+        for other in sorted(o for o in used if not o.startswith('__')):
+            if other not in order:
+                problems.append(f'posebook/{name}.py: imports {other}, which no notebook exports')
+            elif order[other] >= order.get(name, len(order)):
+                problems.append(f'posebook/{name}.py: imports {other}, not an earlier chapter')
     return problems
 
 def one_module_each(root):
-    "Notebooks that share a module or a page address, or whose module is not the name after the number"
+    "Notebooks that share a page address, or whose module is not the name after the number"
     problems, seen = [], {}
     for nb in notebooks(root):
         page = re.sub(r'^\d+[a-z]*_', '', nb.stem)
         if page in seen: problems.append(f'nbs/{nb.name}: same page address as {seen[page]}')
         seen[page] = nb.name
         module = module_of(nb)
-        if nb.stem != 'index' and module != page: problems.append(f'nbs/{nb.name}: exports {module}, expected {page}')
+        if nb.stem != 'index' and module != page:
+            problems.append(f'nbs/{nb.name}: exports {module}, expected {page}')
     return problems
 
 # ---- 2. posebook/ is exactly what nbdev makes of nbs/, and notebooks are clean
@@ -102,21 +112,25 @@ def rebuild(root, folder):
     for nb in (root/'nbs').glob('*.ipynb'): shutil.copy(nb, folder/'nbs')
     (folder/'posebook').mkdir()
     env = {**os.environ, 'HOME': str(folder), 'PYTHONPATH': str(folder)}
-    p = subprocess.run([sys.executable, '-c', REBUILD], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    if p.returncode: raise RuntimeError(f'nbdev could not export the notebooks:\n{p.stdout}{p.stderr}')
+    p = subprocess.run([sys.executable, '-c', REBUILD], cwd=folder, env=env, capture_output=True,
+                       text=True, timeout=300)
+    if p.returncode:
+        raise RuntimeError(f'nbdev could not export the notebooks:\n{p.stdout}{p.stderr}')
 
 def exported_and_clean(root):
-    "Modules that differ from what the notebooks export, and notebooks that `nbdev_clean` would change"
+    "Modules that are not what the notebooks export, and notebooks that `nbdev_clean` changes"
     with tempfile.TemporaryDirectory() as d:
         fresh = Path(d).resolve()
         rebuild(root, fresh)
-        ours, theirs = [{p.name: p.read_bytes() for p in (r/'posebook').glob('*.py')} for r in (root, fresh)]
-        problems = [f'posebook/{n}: not what the notebooks export; run `make export`'
-                    for n in sorted(ours.keys() | theirs.keys()) if ours.get(n) != theirs.get(n)]
-        return problems + [f'nbs/{nb.name}: not clean; run `make export`' for nb in sorted((root/'nbs').glob('*.ipynb'))
-                           if nb.read_bytes() != (fresh/'nbs'/nb.name).read_bytes()]
+        ours, theirs = [{p.name: p.read_bytes() for p in (r/'posebook').glob('*.py')}
+                        for r in (root, fresh)]
+        changed = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+        dirty = [nb.name for nb in sorted((root/'nbs').glob('*.ipynb'))
+                 if nb.read_bytes() != (fresh/'nbs'/nb.name).read_bytes()]
+    return [f'posebook/{n}: not what the notebooks export; run `make export`' for n in changed] + [
+        f'nbs/{n}: not clean; run `make export`' for n in dirty]
 
-# ---- 3. every chapter shows a figure, and really runs (its time is kept by .github/run_notebooks.py)
+# ---- 3. every chapter shows a figure and really runs (run_notebooks.py holds it to its time)
 
 def is_figure(output):
     "Whether a stored output is a picture or an animation"
@@ -126,33 +140,37 @@ def is_figure(output):
 
 def figures(root):
     "Chapters that show no figure; in the index a linked picture counts"
-    problems = []
-    for nb in notebooks(root):
-        shown = any(is_figure(o) for c in code_cells(nb) for o in c['outputs'])
-        linked = nb.stem == 'index' and any(re.search(r'!\[|<img', source(c)) for c in cells(nb) if c['cell_type'] == 'markdown')
-        if not shown and not linked: problems.append(f'nbs/{nb.name}: shows no figure')
-    return problems
+    shown = lambda nb: any(is_figure(o) for c in code_cells(nb) for o in c['outputs'])
+    linked = lambda nb: nb.stem == 'index' and any(
+        re.search(r'!\[|<img', source(c)) for c in cells(nb) if c['cell_type'] == 'markdown')
+    return [f'nbs/{nb.name}: shows no figure' for nb in notebooks(root)
+            if not shown(nb) and not linked(nb)]
 
 # nbdev passes a notebook without having run these, or without noticing that they failed
-UNTESTED = {r'nbdev_export\(': 'a cell with that text is never tested', r'^#\|\s*eval:\s*false': 'the cell is never tested',
-            r'^%%capture': 'it hides a failing assert', r'^\s*!\w': 'a failing command passes',
-            r'\bthreading\b|\bThread\(': 'an error in a thread passes', r'os\._exit': 'it ends the run as a success',
+UNTESTED = {r'nbdev_export\(': 'a cell with that text is never tested',
+            r'^#\|\s*eval:\s*false': 'the cell is never tested',
+            r'^%%capture': 'it hides a failing assert',
+            r'^\s*!\w': 'a failing command passes',
+            r'^\s*(import|from) threading|\bThread\(': 'an error in a thread passes',
+            r'os\._exit': 'it ends the run as a success',
             r'skip_exec:\s*true': 'the notebook is never run'}
 
 def untested_cells(root):
     "Cells that nbdev_test would pass without running them or without noticing that they failed"
-    return [f'nbs/{nb.name}: `{found[0].strip()}` in a cell: {why}'
-            for nb in notebooks(root) for c in cells(nb) if c['cell_type'] != 'markdown' for pattern, why in UNTESTED.items()
+    return [f'nbs/{nb.name}: `{found[0].strip()}` in a cell: {why}' for nb in notebooks(root)
+            for c in cells(nb) if c['cell_type'] != 'markdown' for pattern, why in UNTESTED.items()
             if (found := re.search(pattern, source(c), re.M))]
 
 def stored_errors(root):
-    "Notebooks whose stored output is an error, or has code cells that were never run"
-    return [f'nbs/{nb.name}: a stored output is an error ({o.get("ename")})' for nb in notebooks(root)
+    "Notebooks with a stored output that is an error"
+    return [f'nbs/{nb.name}: a stored output is an error ({o["ename"]})' for nb in notebooks(root)
             for c in code_cells(nb) for o in c['outputs'] if o['output_type'] == 'error']
 
 # ---- 4. importing posebook is light, and optional packages are imported where they are used
 
-HEAVY = 'torch transformers matplotlib numpy scipy pytorch_lightning smplx numba viser faiss fastcore'.split()
+INIT = 'posebook/__init__.py'
+HEAVY = ('torch transformers matplotlib numpy scipy pytorch_lightning smplx numba viser faiss '
+         'fastcore').split()
 LIGHT = """
 import sys, time
 start = time.process_time()
@@ -162,20 +180,26 @@ print(spent, *sorted(sys.modules))
 """
 
 def light_import(root, limit=.2, repeats=3):
-    "What `import posebook` brings in that it should not, and its processor time when even the best of a few is over `limit` s"
+    "What `import posebook` brings in, and its best processor time when that is over `limit` s"
     env = {**os.environ, 'PYTHONPATH': str(root), 'PYTHONDONTWRITEBYTECODE': '1'}
     runs = []
     for _ in range(repeats):
-        p = subprocess.run([sys.executable, '-c', LIGHT], cwd=root, env=env, capture_output=True, text=True, timeout=120)
-        if p.returncode: return [f'posebook/__init__.py: cannot be imported: {p.stderr.strip().splitlines()[-1]}']
+        p = subprocess.run([sys.executable, '-c', LIGHT], cwd=root, env=env, capture_output=True,
+                           text=True, timeout=120)
+        if p.returncode: return [f'{INIT}: cannot be imported: {p.stderr.strip().splitlines()[-1]}']
         runs.append(p.stdout.split())
     heavy = sorted(set(HEAVY) & {m.split('.')[0] for m in runs[0][1:]})
     best = min(float(r[0]) for r in runs)
-    return ([f'posebook/__init__.py: importing it imports {", ".join(heavy)}'] if heavy else []) + (
-        [f'posebook/__init__.py: importing it takes {best:.2f} s, expected under {limit}'] if best > limit else [])
+    problems = [f'{INIT}: importing it imports {", ".join(heavy)}'] if heavy else []
+    if best > limit: problems += [f'{INIT}: importing it takes {best:.2f} s, expected under {limit}']
+    return problems
 
-IMPORT_NAMES = {'pytorch-lightning': {'pytorch_lightning', 'lightning_fabric', 'torchmetrics'}, 'faiss-cpu': {'faiss'},
-                'imageio-ffmpeg': {'imageio_ffmpeg'}, 'pyyaml': {'yaml'}, 'jsonargparse': {'jsonargparse', 'yaml'}}
+# import names that do not follow from the requirement's, and what a requirement surely brings along
+IMPORT_NAMES = {'pytorch-lightning': {'pytorch_lightning', 'lightning_fabric', 'torchmetrics'},
+                'jsonargparse': {'jsonargparse', 'yaml'}, 'faiss-cpu': {'faiss'}}
+
+INTERNAL = 'dev', 'bench'           # extras that are not for users
+OUTSIDE = {'pytorch3d', 'IPython'}  # no wheel for every platform; only ever there in a notebook
 
 def names_of(requirements):
     "The import names of a requirements line, as {'torch', 'numpy'}"
@@ -183,47 +207,50 @@ def names_of(requirements):
     return {n for p in packages for n in IMPORT_NAMES.get(p, {p.replace('-', '_')})}
 
 def optional_imports(root):
-    "Imports at the top of a module that the base install lacks, and imports anywhere that no extra brings"
+    "Imports at the top that the base install lacks, and imports anywhere that no extra brings"
     cfg = settings(root)
     base = names_of(cfg['requirements']) | set(sys.stdlib_module_names) | {'posebook'}
-    extra = {n for k, v in cfg.items() if k.endswith('_requirements') and k not in ('dev_requirements', 'bench_requirements')
-             for n in names_of(v)}
+    brought = {n for k, v in cfg.items() if k.endswith('_requirements') and k[:-13] not in INTERNAL
+               for n in names_of(v)} | base | OUTSIDE
     used = lambda nodes: {n.split('.')[0] for node in nodes for n in imported(node)}
     problems = []
     for name, tree in modules(root).items():
-        problems += [f'posebook/{name}.py: imports {p} at the top, which the base install lacks' for p in sorted(used(top_level(tree))-base)]
-        lazy = used(ast.walk(tree)) - used(top_level(tree)) - base - extra - OUTSIDE
-        problems += [f'posebook/{name}.py: imports {p}, which no extra of settings.ini brings' for p in sorted(lazy)]
+        at_top, anywhere = used(top_level(tree)), used(ast.walk(tree))
+        problems += [f'posebook/{name}.py: imports {p} at the top, which the base install lacks'
+                     for p in sorted(at_top-base)]
+        problems += [f'posebook/{name}.py: imports {p}, which no extra of settings.ini brings'
+                     for p in sorted(anywhere-at_top-brought)]
     return problems
-
-OUTSIDE = {'pytorch3d', 'IPython'}  # used where present: no wheel for every platform, or only ever inside a notebook
 
 # ---- 5. no global config, no hard-coded path or device, no reseeding; no unsafe reading
 
 DEVICE = re.compile(r'(cuda|mps|xpu)(:\d+)?')
-PATH = re.compile(r'(/(home|root|usr|opt|mnt|data|var|etc|scratch|Users|tmp|work|media|srv|workspace)(/|$)|~/|[A-Za-z]:\\|\.\./)')
-RESEED = {'torch.manual_seed', 'torch.seed', 'torch.cuda.manual_seed', 'torch.cuda.manual_seed_all', 'np.random.seed',
-          'numpy.random.seed', 'random.seed', 'pl.seed_everything', 'seed_everything'}
-GLOBAL = {'os.environ', 'os.getenv', 'torch.set_default_dtype', 'torch.set_default_device', 'torch.set_default_tensor_type',
-          'torch.set_num_threads', 'plt.switch_backend', 'matplotlib.use', 'np.seterr', 'numpy.seterr'}
-UNSAFE = {'pickle.load', 'pickle.loads', 'torch.load', 'joblib.load', 'yaml.load', 'yaml.unsafe_load', 'eval', 'exec'}
-
-def strings(node): return [n for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+TOPS = 'home|root|usr|opt|mnt|data|var|etc|scratch|Users|tmp|work|media|srv|workspace'
+PATH = re.compile(rf'/({TOPS})(/|$)|~/|[A-Za-z]:\\|\.\./')
+RESEED = set('torch.manual_seed torch.seed torch.cuda.manual_seed torch.cuda.manual_seed_all '
+             'np.random.seed numpy.random.seed random.seed pl.seed_everything '
+             'seed_everything'.split())
+GLOBAL = set('os.environ os.getenv torch.set_default_dtype torch.set_default_device np.seterr '
+             'torch.set_num_threads plt.switch_backend matplotlib.use numpy.seterr'.split())
+UNSAFE = set('pickle.load pickle.loads torch.load joblib.load yaml.load yaml.unsafe_load '
+             'eval exec'.split())
 
 def docstrings(tree):
     "The ids of the string nodes that are documentation"
-    return {id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))
-            and n.body and isinstance(n.body[0], ast.Expr) and isinstance(n.body[0].value, ast.Constant)}
+    kinds = ast.Module, ast.ClassDef, ast.FunctionDef
+    first = [n.body[0] for n in ast.walk(tree) if isinstance(n, kinds) and n.body]
+    return {id(n.value) for n in first if isinstance(n, ast.Expr)}
 
 def hard_coded(tree):
-    "(line, what) of every literal path, literal device, read of global state and reseeding in a module"
+    "(line, what) of every literal path or device, use of global state and reseeding in a module"
     docs = docstrings(tree)
     for n in strings(tree):
         if id(n) not in docs and PATH.match(n.value): yield n.lineno, f'the path {n.value!r}'
     for n in ast.walk(tree):
         if isinstance(n, (ast.FunctionDef, ast.Lambda)):
-            defaults = [d for d in n.args.defaults+n.args.kw_defaults if d is not None]
-            for s in (s for d in defaults for s in strings(d) if DEVICE.fullmatch(s.value)): yield s.lineno, f'the default device {s.value!r}'
+            defaults = [s for d in n.args.defaults+n.args.kw_defaults if d for s in strings(d)]
+            for s in defaults:
+                if DEVICE.fullmatch(s.value): yield s.lineno, f'the default device {s.value!r}'
         if isinstance(n, ast.Global): yield n.lineno, f'global {", ".join(n.names)}'
         if isinstance(n, ast.Attribute) and dotted(n) in GLOBAL: yield n.lineno, dotted(n)
         if isinstance(n, ast.Call): yield from hard_coded_call(n)
@@ -233,10 +260,10 @@ def hard_coded_call(n):
     name = dotted(n.func)
     if isinstance(n.func, ast.Attribute) and n.func.attr == 'cuda': yield n.lineno, '.cuda()'
     if name in RESEED: yield n.lineno, f'{name}() reseeds the global random state'
-    devices = [*n.args, *[k.value for k in n.keywords]] if name.split('.')[-1] in ('to', 'device') else [
-        k.value for k in n.keywords if k.arg in ('device', 'map_location')]
-    for d in devices:
-        if isinstance(d, ast.Constant) and isinstance(d.value, str) and DEVICE.fullmatch(d.value): yield n.lineno, f'the device {d.value!r}'
+    places = n.args if getattr(n.func, 'attr', '') in ('to', 'device') else []
+    places = places+[k.value for k in n.keywords if k.arg in ('device', 'map_location')]
+    for s in (s for p in places for s in strings(p)):
+        if DEVICE.fullmatch(s.value): yield n.lineno, f'the device {s.value!r}'
 
 def unsafe(tree):
     "(line, what) of every call that may run code from a file"
@@ -244,16 +271,19 @@ def unsafe(tree):
         if not isinstance(n, ast.Call): continue
         if dotted(n.func) in UNSAFE: yield n.lineno, f'{dotted(n.func)}()'
         for k in n.keywords:
-            if isinstance(k.value, ast.Constant) and (k.arg, k.value.value) in (('allow_pickle', True), ('weights_only', False)):
+            given = k.arg, getattr(k.value, 'value', None)
+            if given in (('allow_pickle', True), ('weights_only', False)):
                 yield n.lineno, f'{k.arg}={k.value.value}'
 
 def no_hard_coding(root):
     "Global config, literal paths and devices, and reseeding in the modules"
-    return [f'posebook/{m}.py:{line}: {what}' for m, tree in modules(root).items() for line, what in sorted(hard_coded(tree))]
+    return [f'posebook/{m}.py:{line}: {what}' for m, tree in modules(root).items()
+            for line, what in sorted(hard_coded(tree))]
 
 def safe_reading(root):
     "Calls in the modules that may run code from a file"
-    return [f'posebook/{m}.py:{line}: {what} may run code from a file' for m, tree in modules(root).items() for line, what in sorted(unsafe(tree))]
+    return [f'posebook/{m}.py:{line}: {what} may run code from a file'
+            for m, tree in modules(root).items() for line, what in sorted(unsafe(tree))]
 
-RULES = [import_order, one_module_each, exported_and_clean, figures, untested_cells, stored_errors, light_import, optional_imports,
-         no_hard_coding, safe_reading]
+RULES = [import_order, one_module_each, exported_and_clean, figures, untested_cells, stored_errors,
+         light_import, optional_imports, no_hard_coding, safe_reading]
