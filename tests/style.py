@@ -1,12 +1,13 @@
 """The rules of style that a machine can check, as functions from the top folder to problems.
 
-What is a matter of judgement is only reported: `python tests/style.py` prints each chapter's measures.
+What is a matter of judgement is only reported: `python tests/style.py` prints the measures of each
+chapter.
 """
 import ast, io, re, sys, tokenize
 from pathlib import Path
 from statistics import median
 
-from invariants import cells, code_cells, module_of, notebooks, source
+from invariants import cells, code_cells, notebooks, source
 
 SIZE, LINES, WIDTH = 300_000, 500, 100   # bytes of a notebook, its exported lines, a line's length
 CLOSING = 'What can go wrong', 'Try it', 'Sources'
