@@ -9,6 +9,7 @@ chapter runs in its own process, two at a time, and passes only if that process 
 """
 import argparse, os, re, signal, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -25,6 +26,8 @@ nbdev_test(path=sys.argv[1], n_workers=0)
 print(f'{time.process_time():.1f}')
 """
 
+RUNNING = set()  # processes to end when this one is interrupted
+
 def environment():
     "One thread a process, no display, nothing cached in the home folder, this checkout's posebook"
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
@@ -38,14 +41,18 @@ def run(cmd, timeout=TIMEOUT, **kwargs):
     p = subprocess.Popen(cmd, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL,
                          text=True, encoding='utf-8', errors='replace',
                          start_new_session=True, **kwargs)
-    try: out = p.communicate(timeout=timeout)[0]
+    RUNNING.add(p)
+    try: out, in_time = p.communicate(timeout=timeout)[0], True
     except subprocess.TimeoutExpired:
-        os.killpg(p.pid, signal.SIGKILL)
-        return None, p.communicate()[0]
-    except BaseException:
-        os.killpg(p.pid, signal.SIGKILL)
-        raise
-    return p.returncode, out
+        kill(p)
+        out, in_time = p.communicate()[0], False
+    finally:
+        if p.poll() is not None: RUNNING.discard(p)
+    return p.returncode if in_time else None, out
+
+def kill(p):
+    "End a process and all that it started"
+    if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
 
 def run_chapter(path):
     "Run one notebook; why it failed ('' if it passed), its processor seconds and its output"
@@ -58,10 +65,19 @@ def run_chapter(path):
     late = f'took {seconds:.0f} s of processor time; a chapter has {CHAPTER_SECONDS:.0f}'
     return late if seconds > CHAPTER_SECONDS else '', seconds, out
 
+@contextmanager
+def ended_on_interrupt(pool):
+    "When interrupted, start nothing more and end what runs, instead of waiting for it"
+    try: yield
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for p in list(RUNNING): kill(p)
+        raise
+
 def run_chapters(paths, workers=2):
     "Run notebooks, printing each as it ends; returns how many passed and failed"
     failed = 0
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool, ended_on_interrupt(pool):
         jobs = {pool.submit(run_chapter, p): p.stem for p in paths}
         for job in as_completed(jobs):
             why, seconds, out = job.result()
@@ -114,4 +130,9 @@ def main():
     print(f'{passed} passed, {failed} failed', flush=True)
     sys.exit(failed > 0 or passed == 0)
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try: main()
+    except KeyboardInterrupt:
+        for p in list(RUNNING): kill(p)
+        sys.exit('interrupted')
