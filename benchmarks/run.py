@@ -12,8 +12,8 @@ def main(words):
     known = {p.stem.removeprefix('bench_'): p for p in sorted(HERE.glob('bench_*.py'))}
     scripts = {n: p for n, p in known.items() if not words or any(w in n for w in words)}
     if not scripts:
-        print(f'no benchmark is called {" or ".join(words)}; there are: {", ".join(known)}',
-              file=sys.stderr)
+        asked = f'no benchmark is called {" or ".join(words)}; ' if words else ''
+        print(f'{asked}there are: {", ".join(known) or "none"}', file=sys.stderr)
         return 1
     broken = []
     for i, (name, script) in enumerate(scripts.items(), 1):

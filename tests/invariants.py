@@ -56,7 +56,7 @@ def imported(node, package='posebook'):
         return [f'{base}.{a.name}' for a in node.names] if base == package else [base]
     if not isinstance(node, ast.Call): return []
     named = dotted(node.func).split('.')[-1] in ('import_module', '__import__')
-    return [s.value for a in node.args[:1] for s in strings(a)] if named else []
+    return [a.value for a in node.args[:1] if named and a in strings(a)]
 
 def strings(node):
     "The string literals in a syntax tree"
@@ -241,9 +241,15 @@ def docstrings(tree):
     first = [n.body[0] for n in ast.walk(tree) if isinstance(n, kinds) and n.body]
     return {id(n.value) for n in first if isinstance(n, ast.Expr)}
 
+def forked(tree):
+    "The ids of the nodes within `with torch.random.fork_rng()`, which puts the random state back"
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.With)
+              and any('fork_rng' in ast.unparse(i.context_expr) for i in n.items)]
+    return {id(inner) for n in blocks for inner in ast.walk(n)}
+
 def hard_coded(tree):
     "(line, what) of every literal path or device, use of global state and reseeding in a module"
-    docs = docstrings(tree)
+    docs, restored = docstrings(tree), forked(tree)
     for n in strings(tree):
         if id(n) not in docs and PATH.match(n.value): yield n.lineno, f'the path {n.value!r}'
     for n in ast.walk(tree):
@@ -254,12 +260,12 @@ def hard_coded(tree):
         if isinstance(n, ast.Global): yield n.lineno, f'global {", ".join(n.names)}'
         if isinstance(n, ast.Attribute) and dotted(n) in GLOBAL: yield n.lineno, dotted(n)
         if isinstance(n, ast.Call): yield from hard_coded_call(n)
+        if isinstance(n, ast.Call) and dotted(n.func) in RESEED and id(n) not in restored:
+            yield n.lineno, f'{dotted(n.func)}() reseeds the global random state'
 
 def hard_coded_call(n):
-    "What is wrong with one call: a literal device, or reseeding"
-    name = dotted(n.func)
+    "The literal devices in one call"
     if isinstance(n.func, ast.Attribute) and n.func.attr == 'cuda': yield n.lineno, '.cuda()'
-    if name in RESEED: yield n.lineno, f'{name}() reseeds the global random state'
     places = n.args if getattr(n.func, 'attr', '') in ('to', 'device') else []
     places = places+[k.value for k in n.keywords if k.arg in ('device', 'map_location')]
     for s in (s for p in places for s in strings(p)):

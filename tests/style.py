@@ -9,7 +9,11 @@ from statistics import median
 
 from invariants import cells, code_cells, notebooks, source
 
-SIZE, LINES, WIDTH = 300_000, 500, 100   # bytes of a notebook, its exported lines, a line's length
+SIZE, LINES, WIDTH = 300_000, 600, 140   # bytes of a notebook, its exported lines, a line's length
+WIDE = 100  # what a line should keep to; pages cut the code of chapters at 85
+# Methods of Lightning and torch, documented there; a chapter that overrides one need not repeat it.
+HOOK = re.compile(r'on_\w+|\w+_step|\w+_dataloader|forward|backward|setup|teardown|prepare_data|'
+                  r'configure_\w+|log_dict|state_dict|load_state_dict')
 CLOSING = 'What can go wrong', 'Try it', 'Sources'
 EXPORT = re.compile(r'^#\|\s*exports?\b', re.M)
 
@@ -88,6 +92,7 @@ def undocumented(text):
         if isinstance(n, ast.ClassDef) and is_public(n.name) and not ast.get_docstring(n):
             yield n.lineno, f'{n.name} has no docstring'
     for name, f, method in public_functions(tree):
+        if method and HOOK.fullmatch(f.name): continue
         if not ast.get_docstring(f): yield f.lineno, f'{name} has no docstring'
         if method and not is_patch(f): continue   # it may repeat the signature of its base class
         ends = list(parameters(f))[method:]
@@ -120,8 +125,9 @@ def measures(nb):
     sizes = [len(code(t)) for t in texts if code(t)]
     words = sum(len(source(c).split()) for c in cells(nb) if c['cell_type'] == 'markdown')
     out, lines = exported(nb), exported_lines(nb)
+    wide = sum(len(l) > WIDE for t in texts for l in t.splitlines())
     return dict(cells=len(cells(nb)), exported=lines, median=median(sizes or [0]),
-                longest=max(sizes, default=0), words=words/max(lines, 1),
+                longest=max(sizes, default=0), wide=wide, words=words/max(lines, 1),
                 tests=len(tests_of(nb))/max(len(out)-1, 1), kB=nb.stat().st_size//1000)
 
 def main(root):

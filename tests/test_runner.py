@@ -17,7 +17,8 @@ def runner(root, tmp_path, monkeypatch):
 
 def chapter(runner, code):
     "A notebook with one cell"
-    cell = dict(cell_type='code', source=code, metadata={}, outputs=[], execution_count=None, id='a')
+    cell = dict(cell_type='code', source=code, metadata={}, outputs=[], id='a',
+                execution_count=None)
     path = runner.ROOT/'nbs'/'00_one.ipynb'
     kernel = dict(kernelspec=dict(name='python3', language='python', display_name='python3'))
     path.write_text(json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)))
@@ -30,7 +31,8 @@ def test_passes(runner, capsys):
 @pytest.mark.parametrize('code, why', [
     ('assert 1+1 == 3', 'exit status 1'),
     ('import os; os._exit(0)', 'ended early'),
-    ('print("Success.\\n0.1"); import os; os._exit(0)', 'ended early')], ids=['assert', 'exit', 'lie'])
+    ('print("Success.\\n0.1"); import os; os._exit(0)', 'ended early')],
+    ids=['assert', 'exit', 'lie'])
 def test_fails(runner, capsys, code, why):
     assert runner.run_chapters([chapter(runner, code)]) == (0, 1)
     assert f'FAIL 00_one: {why}' in capsys.readouterr().out
