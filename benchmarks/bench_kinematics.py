@@ -1,0 +1,68 @@
+"""Forward kinematics of the 55 SMPL-X joints beside the per-joint loop of the `smplx` package.
+
+    python benchmarks/bench_kinematics.py [--batches 1 1000 100000] [--threads 2] [--dtype float32]
+
+Prints milliseconds a call, medians of interleaved repeats, forward and forward + backward.
+"""
+import argparse, statistics, time
+import torch
+from posebook.skeleton import forward_kinematics, get_skeleton, rest_joints
+
+def inputs(batch, dtype):
+    "Random rotations and what each side needs beside them"
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(min(batch, 1000), 55, 3, 3, generator=g, dtype=dtype)
+    R = torch.linalg.qr(noise)[0]
+    return R.repeat(-(-batch//len(R)), 1, 1, 1)[:batch].contiguous()
+
+def ours(R):
+    "Positions and global rotations"
+    return forward_kinematics(R, 'smplx')
+
+def peer(R):
+    "The same two from smplx"
+    from smplx.lbs import batch_rigid_transform
+    rest = rest_joints('smplx').to(R).expand(len(R), -1, -1)
+    parents = torch.tensor(get_skeleton('smplx').parents)
+    P, T = batch_rigid_transform(R, rest, parents, dtype=R.dtype)
+    return P, T[..., :3, :3]
+
+def forward(f, R):
+    "One call without gradients"
+    with torch.no_grad(): f(R)
+
+def forward_backward(f, R):
+    "One call, and the gradient of the joint positions"
+    R = R.detach().requires_grad_()
+    f(R)[0].sum().backward()
+
+def milliseconds(run, f, R):
+    "Wall time of one call"
+    start = time.perf_counter()
+    run(f, R)
+    return 1e3*(time.perf_counter()-start)
+
+def compare(run, R, repeats):
+    "Median milliseconds of ours and of the peer, taken in turns"
+    for f in (ours, peer): run(f, R)
+    times = [(milliseconds(run, ours, R), milliseconds(run, peer, R)) for _ in range(repeats)]
+    return [statistics.median(t) for t in zip(*times)]
+
+def main():
+    "Print the table"
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--batches', type=int, nargs='+', default=[1, 1000, 100_000])
+    p.add_argument('--threads', type=int, default=torch.get_num_threads())
+    p.add_argument('--dtype', default='float32', choices=['float32', 'float64'])
+    a = p.parse_args()
+    torch.set_num_threads(a.threads)
+    print(f'{a.dtype}, {a.threads} threads; milliseconds a call')
+    print(f'{"batch":>8} {"":18} {"posebook":>10} {"smplx":>10} {"ratio":>7}')
+    for batch in a.batches:
+        R = inputs(batch, getattr(torch, a.dtype))
+        repeats = max(3, min(200, 20_000//batch))
+        for name, run in (('forward', forward), ('forward + backward', forward_backward)):
+            mine, theirs = compare(run, R, repeats)
+            print(f'{batch:8} {name:18} {mine:10.3f} {theirs:10.3f} {theirs/mine:6.1f}x', flush=True)
+
+if __name__ == '__main__': main()
