@@ -26,7 +26,8 @@ def _tensor(
     "A finite, non-empty floating tensor, or a sentence on what is wrong"
     x = torch.tensor(x) if isinstance(x, np.ndarray) else torch.as_tensor(x)
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    if not x.numel(): raise ValueError(f"`{name}` is empty, shape {tuple(x.shape)}; give at least one")
+    if not x.numel():
+        raise ValueError(f"`{name}` is empty, shape {tuple(x.shape)}; give at least one")
     bad = (~x.isfinite()).nonzero()
     if len(bad):
         raise ValueError(f"`{name}` has {len(bad)} values that are not finite, the first at "
@@ -121,7 +122,8 @@ class Interval:
         half = (self.high-self.low)/2
         if math.isnan(half): return f'{self.mean:{spec or ".4g"}} [no interval]'
         digits = min(max(1-math.floor(math.log10(half)), 0), 9) if half else 4
-        return '{:{s}} [{:{s}}, {:{s}}]'.format(self.mean, self.low, self.high, s=spec or f'.{digits}f')
+        s = spec or f'.{digits}f'
+        return f'{self.mean:{s}} [{self.low:{s}}, {self.high:{s}}]'
     def __str__(self)->str: return format(self)
 
 # %% ../nbs/00g_metrics.ipynb #00g-027
@@ -143,7 +145,8 @@ def _totals(
     if groups is None: return values, np.ones_like(values)
     groups = np.asarray(groups.cpu() if isinstance(groups, Tensor) else groups)
     if groups.shape!=values.shape:
-        raise ValueError(f"expected one group for each of {len(values)} values, found shape {groups.shape}")
+        raise ValueError(f"expected one group for each of {len(values)} values, "
+                         f"found shape {groups.shape}")
     ids = np.unique(groups, return_inverse=True)[1].reshape(-1)
     return np.bincount(ids, values), np.bincount(ids).astype(float)
 
@@ -157,8 +160,10 @@ def bootstrap_ci(
 )->Interval: # In the unit of `values`; without ends if there is only one group
     "Mean of `values` with a bootstrap interval over whole groups"
     values = _tensor(values, 'values').detach().cpu().double().numpy()
-    if values.ndim!=1: raise ValueError(f"expected `values` of shape (N,), found {values.shape}")
-    if not 0<level<1 or n<1: raise ValueError(f"expected level in (0, 1) and n >= 1, found {level} and {n}")
+    if values.ndim!=1:
+        raise ValueError(f"expected `values` of shape (N,), found {values.shape}")
+    if not 0<level<1 or n<1:
+        raise ValueError(f"expected level in (0, 1) and n >= 1, found {level} and {n}")
     sums,counts = _totals(values, groups)
     G,mean = len(sums),float(values.mean())
     if G<2: return Interval(mean, math.nan, math.nan)
@@ -186,9 +191,11 @@ def average_pairwise_distance(
 )->float: # Metres
     "Mean over pairs of different samples of the mean distance of their joints"
     x = _poses(joints, 'joints')
-    if len(x)<2: raise ValueError(f"a distance of pairs needs at least 2 samples, found {len(x)}")
+    if len(x)<2:
+        raise ValueError(f"a distance of pairs needs at least 2 samples, found {len(x)}")
     if n is not None and len(x)>n:
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n].to(x.device)]
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        x = x[order[:n].to(x.device)]
     if root is not None: x = x - x[:,root:root+1]
     total = sum(_double((x[i+1:]-x[i]).norm(dim=-1).mean(-1)).sum() for i in range(len(x)-1))
     return (2*total/(len(x)*(len(x)-1))).item()
@@ -225,26 +232,15 @@ def _exact(
 def _choose(
     q:Tensor, # Quaternions of a chunk of queries, float64, shape (Q, J, 4)
     r:Tensor, # Of all references, shape (R, J, 4)
-    rough:Tensor, # Approximate distances, or any order for a shortlist, shape (Q, R); overwritten
+    rough:Tensor, # Approximate distances, shape (Q, R); inf where a pair is not allowed
     k:int, # Neighbours wanted
-    shortlist:int|None, # Look at this many at most; None: at all that could win
 )->tuple[Tensor, Tensor]: # Distances and indices, shape (Q, k)
     "The best `k` references of each query"
-    if shortlist: could = torch.zeros_like(rough, dtype=torch.bool).scatter_(
-        1, rough.topk(shortlist, largest=False).indices, True)
-    else: could = rough <= rough.topk(k, largest=False).values[:,-1:] + 2*_SLACK
-    pairs = (could & rough.isfinite()).nonzero()
+    reach = rough.topk(k, largest=False).values[:,-1:] + 2*_SLACK
+    pairs = ((rough<=reach) & rough.isfinite()).nonzero()
     best = torch.full_like(rough, torch.inf, dtype=q.dtype)
     best[pairs[:,0],pairs[:,1]] = _exact(q, r, pairs)
     return best.topk(k, largest=False)
-
-def _chordal(
-    q:Tensor, # Quaternions, joint first, shape (J, Q, 4)
-    r:Tensor, # Shape (J, R, 4)
-)->Tensor: # Half the squared distance of all rotation matrices but for a constant, shape (Q, R)
-    "Order of chordal distance, in one matrix product"
-    x,y = ((p[...,:,None]*p[...,None,:]).flatten(2).transpose(0, 1).flatten(1) for p in (q,r))
-    return -4*(x @ y.mT)
 
 # %% ../nbs/00g_metrics.ipynb #00g-055
 def nearest_neighbours(
@@ -252,23 +248,21 @@ def nearest_neighbours(
     reference, # Poses to search, shape (R, J, 3)
     k:int=1, # Neighbours of each query
     joints=None, # Ids or a `joint_subset` of SMPL-X such as 'body'; None: all J
-    chunk:int|None=None, # Pairs of poses at a time; None: suits the device
+    chunk:int|None=None, # Pairs of poses held at a time; None: 16 million
     skip:tuple|None=None, # Ids (Q,) and (R,); pairs with equal ids are never neighbours
-    shortlist:int|None=None, # Rank only this many by angle, the nearest by chord; None: exact
 )->tuple[Tensor, Tensor]: # Distances in radians, ascending, and indices; both (Q, k)
     "The `k` reference poses with the smallest mean geodesic angle over joints, exactly"
     q,r = _searchable(query, reference, joints)
     skip = None if skip is None else _ids(skip, q, r)
     _enough(k, q, r, skip)
-    chunk = chunk or (2**22 if q.device.type=='cpu' else 2**26)
-    block = 2**14 if q.device.type=='cpu' else 2**22
-    rows = max(1, min(chunk//len(r), 32 if q.device.type=='cpu' else 2048))
+    chunk,block,most = chunk or 2**24,*((2**14, 32) if q.device.type=='cpu' else (2**20, 4096))
+    rows = max(1, min(chunk//len(r), most))
     fast,found = r.float().transpose(0, 1).contiguous(),[]
     for i,part in zip(range(0, len(q), rows), q.split(rows)):
         p = part.float().transpose(0, 1).contiguous()
-        rough = _chordal(p, fast) if shortlist else _rough(p, fast, min(block, chunk))
+        rough = _rough(p, fast, min(block, chunk))
         if skip: rough[skip[0][i:i+rows,None]==skip[1]] = torch.inf
-        found.append(_choose(part, r, rough, k, shortlist and min(max(shortlist, k), len(r))))
+        found.append(_choose(part, r, rough, k))
     d,idx = (torch.cat(x) for x in zip(*found))
     return d.to(_tensor(query, 'query').dtype), idx
 
@@ -276,11 +270,13 @@ def nearest_neighbours(
 def _searchable(query, reference, joints)->tuple[Tensor, Tensor]:
     "Checked quaternions (N, J, 4) of both sets, on the device of `query`"
     q,r = _poses(query, 'query'),_poses(reference, 'reference')
-    if q.shape[1]!=r.shape[1]: raise ValueError("expected as many joints in `query` as in "
-        f"`reference`, found {q.shape[1]} and {r.shape[1]}")
+    if q.shape[1]!=r.shape[1]:
+        raise ValueError("expected as many joints in `query` as in `reference`, "
+                         f"found {q.shape[1]} and {r.shape[1]}")
     ids = list(range(q.shape[1])) if joints is None else joint_subset(joints)
-    if max(ids)>=q.shape[1]: raise ValueError(f"joints {joints!r} reach id {max(ids)}, but the poses "
-        f"have {q.shape[1]} joints; leave `joints` out to use them all")
+    if max(ids)>=q.shape[1]:
+        raise ValueError(f"joints {joints!r} reach id {max(ids)}, but the poses have "
+                         f"{q.shape[1]} joints; leave `joints` out to use them all")
     return tuple(axis_angle_to_quaternion(_double(x[:,ids])).to(q.device) for x in (q,r))
 
 def _ids(skip, q:Tensor, r:Tensor)->tuple[Tensor, Tensor]:
@@ -297,15 +293,17 @@ def _enough(k:int, q:Tensor, r:Tensor, skip)->None:
         ids,count = skip[1].unique(return_counts=True)
         at = torch.searchsorted(ids, skip[0]).clamp(max=len(ids)-1)
         least -= int(torch.where(ids[at]==skip[0], count[at], 0).max())
-    if not 1<=k<=least: raise ValueError(f"asked for {k} neighbours, but some query has only {least} "
-        f"reference poses to choose from; give at least {max(k,1)} and k >= 1")
+    if k<1: raise ValueError(f"expected k >= 1, found {k}")
+    if k>least:
+        raise ValueError(f"asked for {k} neighbours, but some query has only {least} "
+                         f"reference poses to choose from; give at least {k}")
 
 # %% ../nbs/00g_metrics.ipynb #00g-057
 def nearest_neighbour_distance(
     query, # Axis-angle poses, shape (Q, J, 3)
     reference, # Poses to search, shape (R, J, 3)
     joints=None, # Ids or a `joint_subset` of SMPL-X such as 'body'; None: all J
-    chunk:int|None=None, # Pairs of poses at a time; None: suits the device
+    chunk:int|None=None, # Pairs of poses held at a time; None: 16 million
 )->Tensor: # Radians, mean over joints, shape (Q,)
     "Distance of each query to the nearest reference pose"
     return nearest_neighbours(query, reference, joints=joints, chunk=chunk)[0][:,0]
@@ -320,8 +318,9 @@ def pose_features(
     if representation=='raw': return _double(_tensor(poses, 'poses')).flatten(1)
     make = dict(matrix=axis_angle_to_matrix, axis_angle=lambda x: x,
                 joints=lambda x: pose_to_joints(x, skeleton))
-    if representation not in make: raise ValueError("expected representation 'matrix', 'axis_angle', "
-        f"'joints' or 'raw', found {representation!r}")
+    if representation not in make:
+        raise ValueError("expected representation 'matrix', 'axis_angle', 'joints' or 'raw', "
+                         f"found {representation!r}")
     return make[representation](_double(_poses(poses, 'poses'))).flatten(1)
 
 def _two_sets(
@@ -335,9 +334,11 @@ def _two_sets(
     "Features of two sets, checked"
     a,b = (pose_features(x, representation, skeleton) for x in (real, fake))
     if a.shape[1]!=b.shape[1]:
-        raise ValueError(f"expected two sets of one layout, found {tuple(a.shape)} and {tuple(b.shape)} features")
+        raise ValueError("expected two sets of one layout, found features of shapes "
+                         f"{tuple(a.shape)} and {tuple(b.shape)}")
     if min(len(a), len(b))<least:
-        raise ValueError(f"{why} needs at least {least} poses in each set, found {len(a)} and {len(b)}")
+        raise ValueError(f"{why} needs at least {least} poses in each set, "
+                         f"found {len(a)} and {len(b)}")
     return a-a.mean(0), b.to(a.device)-a.mean(0)
 
 # %% ../nbs/00g_metrics.ipynb #00g-063
