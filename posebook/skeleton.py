@@ -405,6 +405,11 @@ def _turn(G:Tensor, v:Tensor)->Tensor:
     for j in (1, 2): out.addcmul_(G[:, :, j], v[:, None, j])
     return out
 
+def _sums(chain:Tensor, x:Tensor)->Tensor:
+    "`chain` (J,J) times (J,3,B); for a few poses without waking the threads of a matrix product"
+    if chain.numel()*x[0].numel() > 30_000: return (chain @ x.flatten(1)).view_as(x)
+    return (chain[:, :, None]*x.flatten(1)).sum(1).view_as(x)
+
 def _fk_forward(
     R:Tensor, # Local rotations by level, poses last, (J,3,3,B)
     o:Tensor, # Rest offsets by level, (J,3,1) or (J,3,B) metres
@@ -417,7 +422,7 @@ def _fk_forward(
     for up,r,below in zip(plan.ups, locals_, lower): g = _product(_take(g, up), r, below)
     bones = _turn(G.index_select(0, plan.parent), o)
     bones[0] = o[0]
-    return (plan.chain @ bones.flatten(1)).view_as(bones), G
+    return _sums(plan.chain, bones), G
 
 # %% ../nbs/00a_skeleton.ipynb #00a-046
 def _fk_backward(
@@ -429,7 +434,7 @@ def _fk_backward(
     plan:_Plan, # The tree
 )->tuple[Tensor, Tensor]: # Gradients of R (J,3,3,B) and of each pose's offsets (J,3,B)
     "The same walk from the leaves to the root"
-    gb = (plan.chain.T @ gP.flatten(1)).view_as(gP)
+    gb = _sums(plan.chain.T, gP)
     gG.index_add_(0, plan.parent[1:], gb[1:, :, None]*o[1:, None])
     gs,rs = gG.split(plan.sizes),R.split(plan.sizes)
     for k in range(len(gs)-1, 0, -1):
