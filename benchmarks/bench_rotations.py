@@ -7,7 +7,7 @@ Each number is the median of interleaved repeats after a warm-up; a ratio above 
 faster. roma writes quaternions (x, y, z, w) and 6D by columns, so each side gets its own layout; both
 sides are checked to give the same values before anything is timed.
 """
-import argparse, math, time
+import argparse, time
 from statistics import geometric_mean, median
 
 import roma, torch

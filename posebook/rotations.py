@@ -14,7 +14,7 @@ __all__ = ['axis_angle_to_quaternion', 'quaternion_to_axis_angle', 'axis_angle_t
 
 # %% ../nbs/00_rotations.ipynb #00-003
 import math
-from functools import cache, partial
+from functools import partial
 from types import FunctionType, SimpleNamespace
 from typing import Callable, NamedTuple
 import torch
@@ -29,22 +29,23 @@ class _Rule(NamedTuple):
     forward:Callable   # components of x -> components of y
     backward:Callable  # components of x, of y and of dL/dy -> components of dL/dx
 
-_RULES:dict[str,_Rule] = {}
+_RULES,_ON_ROWS = {},{}   # name -> rule: on components, on arrays of rows
 
 # %% ../nbs/00_rotations.ipynb #00-008
 def _stacked(formula, *rows):
     "`formula` on the components of `rows`, each (N, k); its results as columns"
     return torch.stack(formula(*[r.unbind(-1) for r in rows]), -1)
 
-def _whole(x, size):
+def _whole(x):
     "Must `x` go through in one piece?"
-    return (torch.compiler.is_compiling() or len(x)<=size or x.device.type!='cpu'
-            or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active())
+    return (torch.compiler.is_compiling() or x.device.type!='cpu' or torch.is_grad_enabled()
+            or torch._C._are_functorch_transforms_active())
 
 def _run(formula, width, *rows):
     "`_stacked`, in pieces that fit the cache where values are all that is asked for"
+    if _whole(rows[0]): return _stacked(formula, *rows)
     size = 32768*torch.get_num_threads()
-    if _whole(rows[0], size): return _stacked(formula, *rows)
+    if len(rows[0])<=size: return _stacked(formula, *rows)
     out = rows[0].new_empty(len(rows[0]), width)
     for o,*r in zip(out.split(size), *[x.split(size) for x in rows]):
         o.T.copy_(torch.stack(formula(*[x.unbind(-1) for x in r])))
@@ -73,12 +74,11 @@ def _check(where:str, takes:list[int], xs:list[Tensor])->None:
         raise ValueError(f'{where}: expected a floating-point tensor of shape (..., {sizes}), '
                          f'found {kind} of shape {tuple(x.shape)}')
 
-@cache
-def _rule(name):
-    "The rule called `name`, with formulas that take and give whole arrays of rows"
-    r = _RULES[name]
-    return r._replace(forward=partial(_run, r.forward, math.prod(r.gives)),
-                      backward=partial(_run, r.backward, math.prod(r.takes)))
+def _register(name, *rule):
+    "File a rule, and again with formulas that take and give whole arrays of rows"
+    r = _RULES[name] = _Rule(*rule)
+    _ON_ROWS[name] = r._replace(forward=partial(_run, r.forward, math.prod(r.gives)),
+                                backward=partial(_run, r.backward, math.prod(r.takes)))
 
 def _apply(name, rule, x):
     "Check the shape of `x`, convert its rows, restore the leading shape"
@@ -90,7 +90,7 @@ def _apply(name, rule, x):
 @torch.jit.ignore
 def _convert(name:str, x:Tensor)->Tensor:
     "The conversion called `name`"
-    return _apply(name, _rule(name), x)
+    return _apply(name, _ON_ROWS[name], x)
 
 # %% ../nbs/00_rotations.ipynb #00-013
 def _dot(a, b):
@@ -122,7 +122,7 @@ def _aa_to_q_grad(v, q, g):
     k = torch.addcmul((w*.5-s)/n*_dot(v, g[1:]), s, g[0], value=-.5)
     return tuple(torch.addcmul(k*a, s, b) for a,b in zip(v, g[1:]))
 
-_RULES['axis_angle_to_quaternion'] = _Rule((3,), (4,), _aa_to_q, _aa_to_q_grad)
+_register('axis_angle_to_quaternion', (3,), (4,), _aa_to_q, _aa_to_q_grad)
 
 # %% ../nbs/00_rotations.ipynb #00-016
 def axis_angle_to_quaternion(
@@ -151,7 +151,7 @@ def _q_to_aa_grad(q, v, g):
     k = torch.addcmul(-f, w, N)*(along/m)/m
     return -N*along, *(torch.addcmul(f*b, k, a) for a,b in zip(q[1:], g))
 
-_RULES['quaternion_to_axis_angle'] = _Rule((4,), (3,), _q_to_aa, _q_to_aa_grad)
+_register('quaternion_to_axis_angle', (4,), (3,), _q_to_aa, _q_to_aa_grad)
 
 # %% ../nbs/00_rotations.ipynb #00-021
 def quaternion_to_axis_angle(
@@ -186,7 +186,7 @@ def _aa_to_m_grad(v, R, g):
     k = torch.addcmul(k, a, g[0]+g[4]+g[8], value=-1)
     return tuple(_dot((k,a,b), (u,o,e)) for u,o,e in zip(v, odd, even))
 
-_RULES['axis_angle_to_matrix'] = _Rule((3,), (3,3), _aa_to_m, _aa_to_m_grad)
+_register('axis_angle_to_matrix', (3,), (3,3), _aa_to_m, _aa_to_m_grad)
 
 # %% ../nbs/00_rotations.ipynb #00-026
 def axis_angle_to_matrix(
@@ -215,7 +215,7 @@ def _q_to_m_grad(q, R, g):
     r = _dot(h, q)*s*-.5
     return tuple(s*torch.addcmul(d, r, e) for d,e in zip(h, q))
 
-_RULES['quaternion_to_matrix'] = _Rule((4,), (3,3), _q_to_m, _q_to_m_grad)
+_register('quaternion_to_matrix', (4,), (3,3), _q_to_m, _q_to_m_grad)
 
 # %% ../nbs/00_rotations.ipynb #00-031
 def quaternion_to_matrix(
@@ -257,7 +257,7 @@ def _m_to_q_grad(m, q, g):
     x0 = torch.addcmul(x0, p*p, _dot(q, g), value=-2)
     return -e1*x0,-e2*x3,x2, x3,-e0*x0,e1*x1, e0*x2,x1,e2*x0
 
-_RULES['matrix_to_quaternion'] = _Rule((3,3), (4,), _m_to_q, _m_to_q_grad)
+_register('matrix_to_quaternion', (3,3), (4,), _m_to_q, _m_to_q_grad)
 
 # %% ../nbs/00_rotations.ipynb #00-037
 def matrix_to_quaternion(
@@ -276,7 +276,7 @@ def _m_to_aa_grad(m, v, g):
     q = _m_to_q(m)
     return _m_to_q_grad(m, q, _q_to_aa_grad(q, v, g))
 
-_RULES['matrix_to_axis_angle'] = _Rule((3,3), (3,), _m_to_aa, _m_to_aa_grad)
+_register('matrix_to_axis_angle', (3,3), (3,), _m_to_aa, _m_to_aa_grad)
 
 # %% ../nbs/00_rotations.ipynb #00-042
 def matrix_to_axis_angle(
@@ -405,7 +405,7 @@ def _d6_to_m_grad(d6, R, g):
     gx = _add(_add(gx, -xb, gc), xgc, d6[3:])
     return *_scale(ra, _add(gx, -_dot(gx, x), x)),*_add(gc, xgc, x)
 
-_RULES['rotation_6d_to_matrix'] = _Rule((6,), (3,3), _d6_to_m, _d6_to_m_grad)
+_register('rotation_6d_to_matrix', (6,), (3,3), _d6_to_m, _d6_to_m_grad)
 
 # %% ../nbs/00_rotations.ipynb #00-063
 def rotation_6d_to_matrix(
@@ -479,7 +479,7 @@ def so3_exp_map(
 
 def so3_log_map(
     R:Tensor, # Rotation matrices, shape (..., 3, 3)
-    eps:float=1e-4, # How far a trace may lie outside [-1, 3]
+    eps:float=1e-4, # How far a trace may lie outside [-1, 3]; never taken as less than 1e-4
     cos_bound:float=1e-4, # For code from pytorch3d: nothing needs clamping here
 )->Tensor: # Rotation vectors, radians, norm in [0, pi], shape (..., 3)
     "`matrix_to_axis_angle` under its name in Lie theory, of matrices whose trace is a rotation's"
@@ -593,6 +593,9 @@ def _weights(R, weights, dim):
     dim = dim%len(lead)
     w = R.new_ones(lead) if weights is None else weights.to(R)
     if w.shape==lead[dim:dim+1]: w = w.reshape([-1 if i==dim else 1 for i in range(len(lead))])
+    if w.dim()>len(lead) or any(a not in (1,b) for a,b in zip(w.shape[::-1], lead[::-1])):
+        raise ValueError(f'frechet_mean: expected weights of shape {tuple(lead)} or ({lead[dim]},), '
+                         f'found {tuple(w.shape)}')
     w = w.expand(lead)[...,None]
     return w/w.sum(dim, keepdim=True), dim
 
