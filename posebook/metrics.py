@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from .rotations import (axis_angle_distance, axis_angle_to_matrix,
-                                axis_angle_to_quaternion, quaternion_distance)
+                                axis_angle_to_quaternion, quaternion_distance,
+                                quaternion_to_matrix)
 from .skeleton import Skeleton, joint_subset, pose_to_joints
 
 # %% ../nbs/00g_metrics.ipynb #00g-006
@@ -200,24 +201,21 @@ def average_pairwise_distance(
     total = sum(_double((x[i+1:]-x[i]).norm(dim=-1).mean(-1)).sum() for i in range(len(x)-1))
     return (2*total/(len(x)*(len(x)-1))).item()
 
-# %% ../nbs/00g_metrics.ipynb #00g-047
-_FIT = 2.83272, .205439, .102779 # Minimax fit on [0, 1]: angle ~ sqrt(u) * (a + b*u + c*u^2)
-_SLACK = 3e-3 # Radians: 0.66e-3 of the fit, and what float32 can lose in `u` near 0
+# %% ../nbs/00g_metrics.ipynb #00g-050
+_SLACK = 2.1e-3 # Radians that a float32 angle from `acos` can be wrong
 
-# %% ../nbs/00g_metrics.ipynb #00g-052
+# %% ../nbs/00g_metrics.ipynb #00g-053
 def _rough(
     q:Tensor, # Unit quaternions of the queries, joint first, shape (J, Q, 4)
     r:Tensor, # Of the references, shape (J, R, 4)
     block:int, # Pairs at a time, so that the work stays in the cache
 )->Tensor: # Mean angle over joints, at most `_SLACK` wrong; shape (Q, R)
-    "Approximate distances of all pairs, in blocks"
-    a,b,c = _FIT
+    "Rough distances of all pairs, in blocks"
     out,step = q.new_empty(q.shape[1], r.shape[1]),max(1, block//q.shape[1])
     for i in range(0, r.shape[1], step):
-        u = torch.bmm(q, r[:,i:i+step].mT).abs_().neg_().add_(1).clamp_(min=0)
-        poly = (u + b/c).mul_(u).add_(a/c)
-        torch.sum(poly.mul_(u.sqrt_()), 0, out=out[:,i:i+step])
-    return out.mul_(c/len(q))
+        c = torch.bmm(q, r[:,i:i+step].mT).abs_().clamp_(max=1)
+        torch.sum(c.acos_(), 0, out=out[:,i:i+step])
+    return out.mul_(2/len(q))
 
 def _exact(
     q:Tensor, # Quaternions of the queries, shape (Q, J, 4)
@@ -228,11 +226,28 @@ def _exact(
     parts = pairs.split(max(1, 2**21//q.shape[1]))
     return torch.cat([quaternion_distance(q[p[:,0]], r[p[:,1]]).mean(-1) for p in parts])
 
-# %% ../nbs/00g_metrics.ipynb #00g-054
+# %% ../nbs/00g_metrics.ipynb #00g-055
+def _near(
+    q:Tensor, # Quaternions of a chunk of queries, float64, shape (Q, J, 4)
+    r:Tensor, # Of all references, shape (R, J, 4)
+    y:Tensor, # Flattened rotation matrices of the references, float32, shape (R, 9*J)
+    banned:Tensor|None, # Pairs that are not allowed, shape (Q, R)
+    k:int, # Neighbours wanted
+    m:int, # Length of the shortlist
+)->tuple[Tensor, Tensor]: # Distances and indices, shape (Q, k)
+    "The best `k` by angle among the best `m` by chord"
+    score = quaternion_to_matrix(q).flatten(1).float() @ y.mT
+    if banned is not None: score.masked_fill_(banned, -torch.inf)
+    score,near = score.topk(min(max(m, k), len(r)))
+    d = quaternion_distance(q[:,None], r[near]).mean(-1).masked_fill_(score.isneginf(), torch.inf)
+    best,at = d.topk(k, largest=False)
+    return best, near.gather(1, at)
+
+# %% ../nbs/00g_metrics.ipynb #00g-057
 def _choose(
     q:Tensor, # Quaternions of a chunk of queries, float64, shape (Q, J, 4)
     r:Tensor, # Of all references, shape (R, J, 4)
-    rough:Tensor, # Approximate distances, shape (Q, R); inf where a pair is not allowed
+    rough:Tensor, # Rough distances, shape (Q, R); inf where a pair is not allowed
     k:int, # Neighbours wanted
 )->tuple[Tensor, Tensor]: # Distances and indices, shape (Q, k)
     "The best `k` references of each query"
@@ -242,7 +257,28 @@ def _choose(
     best[pairs[:,0],pairs[:,1]] = _exact(q, r, pairs)
     return best.topk(k, largest=False)
 
-# %% ../nbs/00g_metrics.ipynb #00g-055
+# %% ../nbs/00g_metrics.ipynb #00g-058
+def _exhaustive(
+    r:Tensor, # Quaternions of the references, shape (R, J, 4)
+    k:int, # Neighbours wanted
+): # Function of a chunk of queries (Q, J, 4) and of banned pairs: distances, indices
+    "Exact search"
+    fast,block = r.float().transpose(0, 1).contiguous(),2**20 if r.is_cuda else 2**15
+    def search(q, banned):
+        rough = _rough(q.float().transpose(0, 1).contiguous(), fast, block)
+        return _choose(q, r, rough if banned is None else rough.masked_fill_(banned, torch.inf), k)
+    return search
+
+def _shortlisted(
+    r:Tensor, # Quaternions of the references, shape (R, J, 4)
+    k:int, # Neighbours wanted
+    m:int, # Length of the shortlist
+): # The same kind of function
+    "Search by chord, then by angle"
+    y = quaternion_to_matrix(r).flatten(1).float()
+    return lambda q, banned: _near(q, r, y, banned, k, m)
+
+# %% ../nbs/00g_metrics.ipynb #00g-059
 def nearest_neighbours(
     query, # Axis-angle poses, shape (Q, J, 3)
     reference, # Poses to search, shape (R, J, 3)
@@ -250,23 +286,22 @@ def nearest_neighbours(
     joints=None, # Ids or a `joint_subset` of SMPL-X such as 'body'; None: all J
     chunk:int|None=None, # Pairs of poses held at a time; None: 16 million
     skip:tuple|None=None, # Ids (Q,) and (R,); pairs with equal ids are never neighbours
+    shortlist:int|None=None, # Faster, not exact: rank only this many, the nearest by chord
 )->tuple[Tensor, Tensor]: # Distances in radians, ascending, and indices; both (Q, k)
-    "The `k` reference poses with the smallest mean geodesic angle over joints, exactly"
+    "The `k` reference poses with the smallest mean geodesic angle over joints"
     q,r = _searchable(query, reference, joints)
     skip = None if skip is None else _ids(skip, q, r)
     _enough(k, q, r, skip)
-    chunk,block,most = chunk or 2**24,*((2**14, 32) if q.device.type=='cpu' else (2**20, 4096))
-    rows = max(1, min(chunk//len(r), most))
-    fast,found = r.float().transpose(0, 1).contiguous(),[]
+    rows = max(1, min((chunk or 2**24)//len(r), 4096 if shortlist or q.is_cuda else 64))
+    search = _shortlisted(r, k, shortlist) if shortlist else _exhaustive(r, k)
+    found = []
     for i,part in zip(range(0, len(q), rows), q.split(rows)):
-        p = part.float().transpose(0, 1).contiguous()
-        rough = _rough(p, fast, min(block, chunk))
-        if skip: rough[skip[0][i:i+rows,None]==skip[1]] = torch.inf
-        found.append(_choose(part, r, rough, k))
+        banned = None if skip is None else skip[0][i:i+rows,None]==skip[1]
+        found.append(search(part, banned))
     d,idx = (torch.cat(x) for x in zip(*found))
     return d.to(_tensor(query, 'query').dtype), idx
 
-# %% ../nbs/00g_metrics.ipynb #00g-056
+# %% ../nbs/00g_metrics.ipynb #00g-060
 def _searchable(query, reference, joints)->tuple[Tensor, Tensor]:
     "Checked quaternions (N, J, 4) of both sets, on the device of `query`"
     q,r = _poses(query, 'query'),_poses(reference, 'reference')
@@ -298,7 +333,7 @@ def _enough(k:int, q:Tensor, r:Tensor, skip)->None:
         raise ValueError(f"asked for {k} neighbours, but some query has only {least} "
                          f"reference poses to choose from; give at least {k}")
 
-# %% ../nbs/00g_metrics.ipynb #00g-057
+# %% ../nbs/00g_metrics.ipynb #00g-061
 def nearest_neighbour_distance(
     query, # Axis-angle poses, shape (Q, J, 3)
     reference, # Poses to search, shape (R, J, 3)
@@ -308,7 +343,7 @@ def nearest_neighbour_distance(
     "Distance of each query to the nearest reference pose"
     return nearest_neighbours(query, reference, joints=joints, chunk=chunk)[0][:,0]
 
-# %% ../nbs/00g_metrics.ipynb #00g-062
+# %% ../nbs/00g_metrics.ipynb #00g-066
 def pose_features(
     poses, # Axis-angle poses, shape (N, J, 3); for 'raw' any (N, ...)
     representation:str='matrix', # 'matrix', 'axis_angle', 'joints' (metres, from the root) or 'raw'
@@ -341,7 +376,7 @@ def _two_sets(
                          f"found {len(a)} and {len(b)}")
     return a-a.mean(0), b.to(a.device)-a.mean(0)
 
-# %% ../nbs/00g_metrics.ipynb #00g-063
+# %% ../nbs/00g_metrics.ipynb #00g-067
 def _squared_distances(
     a:Tensor, # Shape (N, D)
     b:Tensor, # Shape (M, D)
@@ -364,7 +399,7 @@ def _radii(
         out[s] = d.topk(k, largest=False).values[:,-1]
     return out
 
-# %% ../nbs/00g_metrics.ipynb #00g-064
+# %% ../nbs/00g_metrics.ipynb #00g-068
 @dataclass(frozen=True)
 class Manifold:
     "How two sets of poses overlap; all but `density` are shares in [0, 1]"
@@ -394,7 +429,7 @@ def precision_recall_coverage(
     share = lambda x: _double(x).mean().item()
     return Manifold(share(balls>0), share(recalled), share(covered), share(balls)/k)
 
-# %% ../nbs/00g_metrics.ipynb #00g-068
+# %% ../nbs/00g_metrics.ipynb #00g-072
 def _root_trace(
     A:Tensor, # Covariance, shape (D, D)
     B:Tensor, # Covariance, shape (D, D)

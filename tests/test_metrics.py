@@ -219,6 +219,16 @@ def test_skip_finds_neighbours_in_other_clips():
     D[clip[:10, None] == clip] = 9
     np.testing.assert_allclose(d[:10, 0], D.amin(1), rtol=1e-5)
 
+def test_a_shortlist_of_all_is_exact_and_a_short_one_is_never_nearer():
+    q, r = poses(40, 4), poses(200, 4, seed=1)
+    exact = nearest_neighbours(q, r, k=3)
+    for a, b in zip(exact, nearest_neighbours(q, r, k=3, shortlist=200)): assert torch.equal(a, b)
+    d, i = nearest_neighbours(q, r, k=3, shortlist=3)
+    assert (d >= exact[0]).all() and (d > exact[0]).any()
+    clip = torch.arange(40) % 4
+    d, i = nearest_neighbours(q, q, k=2, shortlist=2, skip=(clip, clip))
+    assert d.isfinite().all() and (clip[i] != clip[:, None]).all()
+
 def test_joints_choose_and_constant_joints_dilute():
     x = torch.zeros(30, 55, 3)
     x[:, 1:22] = poses(30, 21, .3)
