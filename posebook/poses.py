@@ -30,8 +30,8 @@ def deal(
     goal = np.array(fractions, float)/sum(fractions)*sum(sizes.values())
     empty,names = set(np.flatnonzero(goal)), sorted(sizes)
     if len(names)<len(empty):
-        raise ValueError(f'cannot split into {len(empty)} parts, there are only {len(names)} '
-                         f'groups ({", ".join(names)}); give more recordings or set a share to 0')
+        raise ValueError(f'cannot split into {len(empty)} parts: expected as many groups, found '
+                         f'{len(names)} ({", ".join(names)}); give more data or set a share to 0')
     part,lack = {}, np.where(goal>0, goal, -np.inf)
     order = np.random.default_rng(seed).permutation(len(names))
     for left,i in zip(range(len(names), 0, -1), order):

@@ -268,8 +268,8 @@ def resampled(
 )->PoseSet: # In memory; the set itself if that is its rate
     "The set at another frame rate"
     if fps==self.fps: return self
-    motions = [m.resample(fps) for m in self]
-    items = [(check_poses(m.poses), np.asarray(m.trans), p) for m,p in zip(motions, self.provenance)]
+    pairs = zip((m.resample(fps) for m in self), self.provenance)
+    items = [(check_poses(m.poses), np.asarray(m.trans), p) for m,p in pairs]
     return replace(_stack(items, fps), skipped=self.skipped)
 
 # %% ../nbs/00bb_poseset.ipynb #00bb-027
@@ -463,11 +463,22 @@ def _load_index(path):
     kind = (index.get('format'), index.get('version')) if isinstance(index, dict) else None
     if kind!=('posebook.PoseSet', VERSION):
         raise ValueError(f'{file}: expected a posebook.PoseSet of version {VERSION}, found {kind}')
-    ends = [0,*(p['stop'] for p in index['sequences'])]
-    starts,n = [p['start'] for p in index['sequences']],index['poses']
-    if starts!=ends[:-1] or ends[-1]!=n or not n:
-        raise ValueError(f'{file}: its sequences do not fill {n} poses; build it again')
+    try: _check_entries(index, describe('', np.zeros((0,55,3))))
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f'{file}: damaged ({e}); build the set again') from e
     return index
+
+def _check_entries(index, known):
+    "Raise unless the sequences of an index are described and follow one another"
+    n = 0
+    for p in index['sequences']:
+        lacks = ', '.join(sorted({*known,'start','stop'}-set(p)))
+        if lacks: raise ValueError(f'a sequence has no {lacks}')
+        if p['start']!=n or p['stop']<=n: raise ValueError(f'{p["name"]} begins at {p["start"]}, not {n}')
+        n = p['stop']
+    if not n or n!=index['poses']: raise ValueError(f'{n} poses in sequences, not {index["poses"]}')
+    if not index['fps']>0: raise ValueError(f'{index["fps"]} frames a second')
+    [BadFile(**b) for b in index['skipped']]
 
 @patch(cls_method=True)
 def load(
