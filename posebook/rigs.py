@@ -66,6 +66,7 @@ class Rig:
         return {n for a,b,_ in self.joints.values() for n in (a, b)} | set(self.ends.values())
 
 RETARGETS:dict[str, Rig] = {}
+BODY = get_skeleton('body22') # The pelvis and 21 body joints, first in every layout of the SMPL family
 
 # %% ../nbs/00b_rigs.ipynb #00b-016
 _SIDED = {'hip', 'knee', 'ankle', 'foot', 'collar', 'shoulder', 'elbow', 'wrist'}
@@ -90,13 +91,29 @@ def register_rig(
     neutral:str='', # Rows `joint x y z`, degrees, of the left side
     twist:float=0., # See `Rig`
 )->Rig: # The new entry of `RETARGETS`
-    "Add a rig to the table"
+    "Add a rig to the table, or replace the one of that name"
     pair = lambda w: (w[0], w[1], float(w[2])) if len(w)==3 else (w[0], w[0], 0.)
     flip = lambda j,v: (v[0], -v[1], -v[2]) if j.startswith('right') else tuple(v)
-    RETARGETS[name] = Rig(name, {j:pair(w) for j,w in _rows(joints, sides).items()},
-        {j:w[0] for j,w in _rows(ends, sides).items()},
-        {j:flip(j, [float(x) for x in w]) for j,w in _rows(neutral, sides).items()}, twist)
+    rows,tips,rest = (_rows(t, sides) for t in (joints, ends, neutral))
+    _check_rows(name, rows, tips, rest)
+    RETARGETS[name] = Rig(name, {j:pair(w) for j,w in rows.items()}, {j:w[0] for j,w in tips.items()},
+        {j:flip(j, [float(x) for x in w]) for j,w in rest.items()}, twist)
     return RETARGETS[name]
+
+def _check_rows(
+    name:str, # Of the rig, for the error
+    rows:dict[str, list[str]], # Of `joints`
+    tips:dict[str, list[str]], # Of `ends`
+    rest:dict[str, list[str]], # Of `neutral`
+):
+    "Raise `RetargetError` for a row that cannot be meant, or one that must be there"
+    for table,widths,j,w in [(t, n, j, w) for t,n in ((rows, (1, 3)), (tips, (1,)), (rest, (3,)))
+                             for j,w in t.items()]:
+        if j not in BODY.joints: raise RetargetError(f"rig {name!r}: {j!r} is no SMPL-X body joint")
+        if len(w) not in widths: raise RetargetError(f"rig {name!r}: {j}: expected "
+            f"{' or '.join(map(str, widths))} words, found {len(w)}: {' '.join(w)}")
+    if lost := {'pelvis', 'left_hip', 'right_hip'}-set(rows) | set(tips)-set(rows):
+        raise RetargetError(f"rig {name!r}: expected a row for {', '.join(sorted(lost))}, found none")
 
 # %% ../nbs/00b_rigs.ipynb #00b-017
 register_rig('cmu_mb', """pelvis Hips | spine1 LowerBack Spine .75 | spine2 Spine Spine1 .75
@@ -137,7 +154,6 @@ def find_rig(
         "add one with register_rig")
 
 # %% ../nbs/00b_rigs.ipynb #00b-022
-BODY = get_skeleton('body22') # The pelvis and 21 body joints, first in every layout of the SMPL family
 _LIMB = dict(hip=('hip', 'ankle'), knee=('hip', 'ankle'), shoulder=('shoulder', 'wrist'),
     elbow=('shoulder', 'wrist'))
 _BONE = dict(hip=('hip', 'knee'), knee=('knee', 'ankle'), shoulder=('shoulder', 'elbow'),
