@@ -122,7 +122,7 @@ def fit(
     output:str='', # Folder for the run (outputs/MODEL)
     kind:str='', # Kind of the model, such as diagonal, per_joint, full or mixture
     joints:str='', # Joints to model: all, body, root+body, hands, body+hands
-    seed:int=0, # Seed of everything random
+    seed:int=None, # Seed of everything random (0)
 ):
     "Fit a prior to mocap; any further option is LightningCLI's (-c FILE, --model.*, --data.*, --trainer.*, --print_config)"
 
@@ -133,12 +133,12 @@ def lightning_arguments(
     config:Path, # Defaults of the model
 )->list[str]:
     "The arguments of LightningCLI that say the same"
-    output = a.output or f'outputs/{a.model}'
-    args = ['fit','--config',str(config),'--seed_everything',str(a.seed),'--trainer.default_root_dir',output]
-    for name in ('kind','joints'):
-        if getattr(a, name): args += [f'--model.{name}', getattr(a, name)]
-    if a.data: args += ['--data.paths', json.dumps(a.data)]
-    return args+rest
+    args = ['fit', '--config', str(config), '--trainer.default_root_dir', f'outputs/{a.model}', *rest]
+    given = {'trainer.default_root_dir': a.output, 'model.kind': a.kind, 'model.joints': a.joints, 'seed_everything': a.seed,
+             'data.paths': json.dumps(a.data) if a.data else ''}
+    for name,value in given.items():
+        if value not in ('',None): args += [f'--{name}', str(value)]
+    return args
 
 def run_fit(
     argv:list[str], # Arguments after `fit`
@@ -183,7 +183,7 @@ def finish_fit(
     print(score_table([scores]))
     say('not fully in the density: ' + listed(prior.coordinates.excluded()))
     prior.save_pretrained(output/'prior', card=run_card(cli, scores))
-    write_text(output/'config.yaml', cli.parser.dump(cli.config, skip_none=False))
+    write_text(output/'config.yaml', cli._parser('fit').dump(cli.config.fit, skip_none=False))
     print(f'saved {output/"prior"}')
 
 # %% ../nbs/10_cli.ipynb #10-021

@@ -1,0 +1,137 @@
+"""The `posebook` command as a user meets it: other processes, exit codes, one-line errors, nothing half-written"""
+import json, os, subprocess, sys
+from pathlib import Path
+import numpy as np, pytest
+from posebook.cli import COMMANDS, main
+
+RUN = 'import sys; from posebook.cli import main; sys.exit(main())'
+QUIET = ['--trainer.enable_progress_bar', 'false']
+
+
+def run(*args, cwd=None, **env):
+    "Run the command in a process of its own"
+    return subprocess.run([sys.executable, '-c', RUN, *map(str, args)], cwd=cwd, capture_output=True, text=True,
+                          env=os.environ | {'OMP_NUM_THREADS': '1'} | env)
+
+
+@pytest.fixture(scope='module')
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('fit')
+    assert main(['fit', 'gaussian', '--output', str(folder/'run'), *QUIET]) == 0
+    return folder/'run'
+
+
+def test_help_needs_no_torch():
+    code = 'import sys; from posebook.cli import main; main(["--help"]); main(["fit","--help"]); sys.exit("torch" in sys.modules)'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_every_command_has_help(name, capsys):
+    assert main([name, '--help']) == 0
+    text = capsys.readouterr().out
+    assert f'posebook {name}' in text and 'options:' in text
+
+
+@pytest.mark.parametrize('args, code, says', [
+    (['nonsense'], 2, 'no command'), (['smaple'], 2, "did you mean 'sample'"), (['sample'], 2, 'required'),
+    (['sample', 'nobody'], 1, 'no prior at nobody'), (['view', 'missing.bvh'], 1, 'missing.bvh'),
+    (['fit', 'nonsense'], 2, 'unknown model'), (['fit', 'gaussian', '--data', 'nowhere', *QUIET], 1, 'nowhere'),
+    (['fit', 'gaussian', '--model.size', '3', *QUIET], 2, 'size'), (['convert', 'a.bvh'], 1, '--output'),
+    (['evaluate', 'nobody'], 1, 'no prior'), (['sample', 'nobody', '-n', 'many'], 2, 'invalid int')])
+def test_mistakes_end_in_one_line(args, code, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == code
+    text = capsys.readouterr().err
+    assert says in text.splitlines()[-1] and 'Traceback' not in text
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_process_of_its_own(tmp_path):
+    done = run('sample', 'nobody', cwd=tmp_path)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and not done.stdout
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match='no prior at nobody'): main(['sample', 'nobody', '--debug'])
+
+
+def bad_files(folder):
+    "A folder of mocap in which one file is good"
+    from posebook.motion import write_motion
+    from posebook.poses import embedded_data
+    clips = {m.name: m for m in embedded_data()}
+    for name in ('walk', 'dance_a', 'jump', 'kick'): write_motion(clips[name], folder/f'{name}.npz')
+    write_motion(clips['run'], folder/'good.bvh')
+    text = (folder/'good.bvh').read_text()
+    (folder/'truncated.bvh').write_text(text[:len(text)//2])
+    lines = text.splitlines()
+    (folder/'nan.bvh').write_text('\n'.join([*lines[:-1], ' '.join(['nan']+lines[-1].split()[1:])]))
+    (folder/'channels.bvh').write_text('\n'.join([*lines[:-1], lines[-1]+' 1 2 3']))
+    (folder/'empty.bvh').touch()
+    (folder/'junk.bvh').write_bytes(bytes(range(256))*20)
+    np.savez(folder/'pickled.npz', poses=np.array([{'a': 1}], dtype=object), allow_pickle=True)
+    np.savez(folder/'ten.npz', poses=np.zeros((5, 30), 'f4'))
+
+
+def test_broken_files_are_named_counted_and_skipped(tmp_path, capsys):
+    data = tmp_path/'my mocap'; data.mkdir(); bad_files(data)
+    assert main(['fit', 'gaussian', '--data', str(data), '--output', str(tmp_path/'run'), *QUIET]) == 0
+    text = capsys.readouterr().err
+    for name in ('truncated.bvh', 'nan.bvh', 'channels.bvh', 'empty.bvh', 'junk.bvh', 'pickled.npz', 'ten.npz'):
+        assert name in text
+    assert 'skipped 7' in text and (tmp_path/'run'/'prior'/'config.json').exists()
+
+
+@pytest.mark.parametrize('name, says', [('empty.bvh', 'empty.bvh'), ('notes.docx', 'motion')])
+def test_nothing_to_read_is_an_error(tmp_path, name, says, capsys):
+    (tmp_path/'d').mkdir(); (tmp_path/'d'/name).touch()
+    assert main(['fit', 'gaussian', '--data', str(tmp_path/'d'), '--output', str(tmp_path/'run'), *QUIET]) == 1
+    assert says in capsys.readouterr().err.splitlines()[-1] and not (tmp_path/'run').exists()
+
+
+def test_fit_is_repeatable_from_its_config(fitted, tmp_path):
+    again = tmp_path/'again'
+    assert main(['fit', 'gaussian', '-c', str(fitted/'config.yaml'), '--output', str(again), *QUIET]) == 0
+    assert (again/'prior'/'model.safetensors').read_bytes() == (fitted/'prior'/'model.safetensors').read_bytes()
+
+
+def test_evaluate_leaves_out_what_was_trained_on(fitted, tmp_path, capsys):
+    assert main(['evaluate', str(fitted), '--output', str(tmp_path/'s.json'), '--per-joint']) == 0
+    text = capsys.readouterr()
+    assert 'which were trained on' in text.err and 'left_hip' in text.out
+    row, = json.loads((tmp_path/'s.json').read_text())
+    assert row['nll']['low'] <= row['nll']['mean'] <= row['nll']['high']
+
+
+def test_options_reach_the_model(tmp_path, capsys):
+    assert main(['fit', 'gaussian', '--kind', 'mixture', '--joints', 'all', '--model.components', '3', '--output', str(tmp_path/'m'), *QUIET]) == 0
+    hparams = json.loads((tmp_path/'m'/'prior'/'config.json').read_text())['hparams']
+    assert (hparams['kind'], hparams['joints'], hparams['components']) == ('mixture', 'all', 3)
+
+
+def test_gradient_training_through_the_command(tmp_path):
+    assert main(['fit', 'gaussian', '--kind', 'diagonal', '--model.method', 'gradient', '--trainer.max_epochs', '3',
+                 '--data.batch_size', '128', '--output', str(tmp_path/'g'), *QUIET]) == 0
+    assert (tmp_path/'g'/'prior'/'model.safetensors').exists()
+
+
+@pytest.mark.parametrize('suffix', ['.npz', '.png', '.html', '.bvh'])
+def test_samples_in_every_format(fitted, tmp_path, suffix, capsys):
+    assert main(['sample', str(fitted), '-n', '3', '--output', str(tmp_path/f's{suffix}')]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == [f's{suffix}'] and (tmp_path/f's{suffix}').stat().st_size > 500
+
+
+def test_convert_and_view(fitted, tmp_path, capsys):
+    main(['sample', str(fitted), '-n', '9', '--output', str(tmp_path/'s.npz')])
+    for target in ('s.bvh', 'set'):
+        assert main(['convert', str(tmp_path/'s.npz'), '--output', str(tmp_path/target)]) == 0
+    for source in ('s.bvh', 's.npz', 'set'):
+        assert main(['view', str(tmp_path/source), '--output', str(tmp_path/'v.html')]) == 0
+    assert main(['data', '--json-output']) == 0
+
+
+def test_unknown_suffix_is_refused_before_any_work(fitted, tmp_path, capsys):
+    assert main(['sample', str(fitted), '--output', str(tmp_path/'s.docx')]) == 1
+    assert not any(tmp_path.iterdir()) and '.docx' in capsys.readouterr().err
