@@ -66,7 +66,7 @@ class Rig:
         return {n for a,b,_ in self.joints.values() for n in (a, b)} | set(self.ends.values())
 
 RETARGETS:dict[str, Rig] = {}
-BODY = get_skeleton('body22') # The pelvis and 21 body joints, first in every layout of the SMPL family
+BODY = get_skeleton('body22') # Pelvis and 21 body joints, which all of the SMPL family begin with
 
 # %% ../nbs/00b_rigs.ipynb #00b-016
 _SIDED = {'hip', 'knee', 'ankle', 'foot', 'collar', 'shoulder', 'elbow', 'wrist'}
@@ -96,8 +96,8 @@ def register_rig(
     flip = lambda j,v: (v[0], -v[1], -v[2]) if j.startswith('right') else tuple(v)
     rows,tips,rest = (_rows(t, sides) for t in (joints, ends, neutral))
     _check_rows(name, rows, tips, rest)
-    RETARGETS[name] = Rig(name, {j:pair(w) for j,w in rows.items()}, {j:w[0] for j,w in tips.items()},
-        {j:flip(j, [float(x) for x in w]) for j,w in rest.items()}, twist)
+    RETARGETS[name] = Rig(name, {j:pair(w) for j,w in rows.items()},
+        {j:w[0] for j,w in tips.items()}, {j:flip(j, [float(x) for x in w]) for j,w in rest.items()}, twist)
     return RETARGETS[name]
 
 def _check_rows(
@@ -113,7 +113,8 @@ def _check_rows(
         if len(w) not in widths: raise RetargetError(f"rig {name!r}: {j}: expected "
             f"{' or '.join(map(str, widths))} words, found {len(w)}: {' '.join(w)}")
     if lost := {'pelvis', 'left_hip', 'right_hip'}-set(rows) | set(tips)-set(rows):
-        raise RetargetError(f"rig {name!r}: expected a row for {', '.join(sorted(lost))}, found none")
+        raise RetargetError(f"rig {name!r}: expected a row for "
+            f"{', '.join(sorted(lost))}, found none")
 
 # %% ../nbs/00b_rigs.ipynb #00b-017
 register_rig('cmu_mb', """pelvis Hips | spine1 LowerBack Spine .75 | spine2 Spine Spine1 .75
@@ -290,4 +291,5 @@ def perform(
     G = torch.stack(G, 1)
     trans = (motion.trans.double() + Q[:,0]@_hip_middle())@Y - _hips(rig, s, G, 0.)
     poses = matrix_to_axis_angle(global_to_local(G, s))
-    return replace(motion, poses=poses.float(), trans=trans.float(), skeleton=s, meta=dict(motion.meta))
+    return replace(motion, poses=poses.float(), trans=trans.float(), skeleton=s,
+        meta=dict(motion.meta))

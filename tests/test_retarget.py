@@ -217,7 +217,7 @@ def test_cleaning_is_done_once_and_said():
     c = clean(replace(m, poses=torch.cat([torch.zeros(1, 31, 3), m.poses[1:]+.5])))
     assert c.meta['cleaned']['tpose'] and len(clean(c)) == len(c)
     assert sum(b-a for a, b in c.meta['cleaned']['kept']) == len(c)
-    assert clean(m, fps=50).fps == 50
+    assert clean(m, fps=50).fps == 50 and retarget(c, fps=60).fps == 60
 
 @pytest.mark.parametrize('change, what', [
     (dict(skeleton=get_skeleton('h36m17')), 'no rig map fits'),
