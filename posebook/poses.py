@@ -143,7 +143,10 @@ class IndexBatches(DistributedSampler):
         if self.resumed is not None: self.shift,self.resumed = self.resumed-epoch,None
         self.epoch = epoch+self.shift
 
-    def resume(self, epoch, batch): self.epoch = self.resumed = epoch; self.start = batch
+    def resume(self, epoch, batch):
+        "Begin the next pass with this batch of this epoch"
+        self.epoch = self.resumed = epoch
+        self.start = batch
     def order(self):
         "The row numbers of this process; a few repeat where the processes do not divide the set"
         rng = np.random.default_rng([self.seed, self.epoch])

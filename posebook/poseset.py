@@ -38,17 +38,29 @@ class PoseSet:
         return f'PoseSet: {len(self)} poses of {len(self.names)} sequences, {self.fps:g} fps'
 
     @property
-    def names(self): return [p['name'] for p in self.provenance]
+    def names(self):
+        "Name of each sequence"
+        return [p['name'] for p in self.provenance]
     @property
-    def subjects(self): return [p['subject'] for p in self.provenance]
+    def subjects(self):
+        "Who was recorded, for each sequence"
+        return [p['subject'] for p in self.provenance]
     @property
-    def lengths(self): return [p['stop']-p['start'] for p in self.provenance]
+    def lengths(self):
+        "Poses of each sequence"
+        return [p['stop']-p['start'] for p in self.provenance]
     @cached_property
-    def sequence(self): return np.repeat(np.arange(len(self.names)), self.lengths)
+    def sequence(self):
+        "Number of the sequence of each pose, shape (N,)"
+        return np.repeat(np.arange(len(self.names)), self.lengths)
     @cached_property
-    def poses(self): return _all_rows(self.data, self.rows, mirror_poses)
+    def poses(self):
+        "Axis-angle, shape (N, 55, 3)"
+        return _all_rows(self.data, self.rows, mirror_poses)
     @cached_property
-    def trans(self): return _all_rows(self.data_trans, self.rows, mirror_trans)
+    def trans(self):
+        "Root positions in metres, shape (N, 3)"
+        return _all_rows(self.data_trans, self.rows, mirror_trans)
 
 # %% ../nbs/00bb_poseset.ipynb #00bb-007
 def mirror_poses(
@@ -366,12 +378,15 @@ class ArrayWriter:
         self.f,self.row,self.n = open(path,'wb'),row,0
         self.header()
     def header(self):
+        "Write how many rows there are"
         shape = dict(descr='<f4', fortran_order=False, shape=(self.n,*self.row))
         np.lib.format.write_array_header_1_0(self.f, shape)
     def add(self, x):
+        "Append the rows of an array"
         self.f.write(np.ascontiguousarray(x, '<f4').data)
         self.n += len(x)
     def close(self):
+        "Correct the header and bring everything to disk"
         self.f.seek(0); self.header()
         self.f.flush(); os.fsync(self.f.fileno()); self.f.close()
 
@@ -406,6 +421,7 @@ class PoseWriter:
         self.entries,self.skipped = [],[]
 
     def add(self, poses, trans, entry):
+        "Append a sequence and its provenance"
         a = self.poses.n
         self.poses.add(poses); self.trans.add(trans)
         self.entries.append(entry|dict(start=a, stop=self.poses.n))
