@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .rotations import axis_angle_to_matrix, matrix_to_axis_angle, quaternion_to_matrix
-from .skeleton import (Skeleton, convert_pose, get_skeleton, global_to_local,
-    local_to_global, rest_joints)
+from posebook.skeleton import (Skeleton, get_skeleton, global_to_local, local_to_global,
+    rest_joints)
 from .motion import Motion
 
 # %% auto #0
