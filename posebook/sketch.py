@@ -171,7 +171,9 @@ class Sketch:
 
     def __len__(self): return len(self.points)
     @property
-    def ground(self)->float: return float((self.points[...,1]-self.radii).min())
+    def ground(self)->float:
+        "Height of the lowest point of all frames"
+        return float((self.points[...,1]-self.radii).min())
 
 def sketch(
     x:np.ndarray, # Positions, (T,J,3) in any unit

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['common_window', 'panels', 'ruler', 'plot_pose', 'plot_poses', 'plot_strip', 'plot_compare',
-           'plot_joint_distributions', 'save_figure', 'animate']
+           'plot_joint_distributions', 'save_figure', 'animate', 'Html', 'Player', 'html_pre', 'html_report',
+           'html_table', 'to_html_figure', 'COLORS', 'VIEWS', 'PoseFigure']
 
 # %% ../nbs/00f_view.ipynb #00f-003
 import math
@@ -24,7 +25,11 @@ from .sketch import (COLORS, GHOST, INK, PAPER, VIEWS, PoseFigure, Sketch, as_po
     check_poses, draw_sketch, figure_image, on_ground, sketch, view_axes)
 from .skeleton import Skeleton, get_skeleton, joint_subset
 
-# %% ../nbs/00f_view.ipynb #00f-008
+# %% ../nbs/00f_view.ipynb #00f-004
+_all_ = ['Html', 'Player', 'html_pre', 'html_report', 'html_table', 'to_html_figure',
+         'COLORS', 'VIEWS', 'PoseFigure']
+
+# %% ../nbs/00f_view.ipynb #00f-009
 def common_window(
     sks:Sequence[Sketch], # All that share the scale
     view='three-quarter', # See `view_axes`
@@ -60,7 +65,7 @@ def panels(
     for ax in axs: ax.set(xlim=(-half,half), ylim=(low,high), aspect='equal'); ax.axis('off')
     return fig,axs
 
-# %% ../nbs/00f_view.ipynb #00f-010
+# %% ../nbs/00f_view.ipynb #00f-011
 def ruler(
     ax:Axes, # Whose axes to show; its limits are set
     view='three-quarter', # See `view_axes`
@@ -89,7 +94,7 @@ def _axis_name(
     i = int(np.abs(v).argmax())
     return other if abs(v[i]) < 1 else ('-' if v[i] < 0 else '')+'xyz'[i]
 
-# %% ../nbs/00f_view.ipynb #00f-013
+# %% ../nbs/00f_view.ipynb #00f-014
 def plot_pose(
     pose, # Axis-angle (J,3), positions (J,3) or (J,2), or a motion of one frame
     skeleton:str|Skeleton='smplx', # Its layout
@@ -109,6 +114,7 @@ def plot_pose(
     if len(x) != 1: raise ValueError(f"expected one pose, found {len(x)}; plot_poses draws many")
     sk,out = sketch(x, s),ax
     box,margin = common_window([sk], view),(.5,.4) if axes else (.05,.05)
+    box = (max((1.4 if labels else 1)*box[0], .35*(box[2]-box[1])), *box[1:])
     if ax is None: out,(ax,) = panels(1, 1, box, 20, height, .22*bool(title), margin)
     elif not ax.collections:
         ax.set(xlim=(-box[0],box[0]), ylim=box[1:], aspect='equal'); ax.apply_aspect()
@@ -118,7 +124,7 @@ def plot_pose(
     ruler(ax, view, unit=unit) if axes else ax.axis('off')
     return out
 
-# %% ../nbs/00f_view.ipynb #00f-014
+# %% ../nbs/00f_view.ipynb #00f-015
 def _write_names(
     ax:Axes, # Where the body is
     sk:Sketch, # The body
@@ -136,7 +142,7 @@ def _write_names(
             fontsize=6, color=INK, ha='left' if right else 'right', va='center', zorder=5,
             annotation_clip=False, path_effects=halo)
 
-# %% ../nbs/00f_view.ipynb #00f-021
+# %% ../nbs/00f_view.ipynb #00f-022
 def plot_poses(
     poses, # Axis-angle (N,J,3), positions, or a motion
     titles:Sequence[str]|None=None, # One above each pose
@@ -165,7 +171,7 @@ def plot_poses(
         if axes: ruler(ax, view, i+ncols >= n, i%ncols==0, unit)
     return fig
 
-# %% ../nbs/00f_view.ipynb #00f-026
+# %% ../nbs/00f_view.ipynb #00f-027
 def plot_strip(
     motion, # A motion, or poses (T,J,3) or positions in order of time
     n:int=8, # Figures
@@ -191,7 +197,7 @@ def plot_strip(
     if title: ax.set_title(title, fontsize=9, color=INK)
     return fig
 
-# %% ../nbs/00f_view.ipynb #00f-030
+# %% ../nbs/00f_view.ipynb #00f-031
 def plot_compare(
     source, # Poses (J,3) or (N,J,3), positions or a motion; drawn as a grey ghost
     target, # As many; drawn in the colours of the sides
@@ -231,7 +237,7 @@ def _legend(
     fig.legend([grey, (right, left)], names, ncols=2, loc='upper center', handler_map=both,
                frameon=False, fontsize=8, labelcolor=INK)
 
-# %% ../nbs/00f_view.ipynb #00f-034
+# %% ../nbs/00f_view.ipynb #00f-035
 _SETS = [('#009e73','-'), ('#cc5f9e','--'), ('#a0740a','-.'), ('#3b8fc2',':')]
 
 def plot_joint_distributions(
@@ -262,7 +268,7 @@ def plot_joint_distributions(
                    frameon=False, fontsize=8, labelcolor=INK, borderaxespad=.1)
     return fig
 
-# %% ../nbs/00f_view.ipynb #00f-035
+# %% ../nbs/00f_view.ipynb #00f-036
 def _degrees(
     poses:Tensor, # Axis-angle, (N,J,3) radians
     s:Skeleton, # Their layout
@@ -302,7 +308,7 @@ def _histogram(
     ax.tick_params(length=2, width=.6, labelsize=6.5, color=GHOST, labelcolor=INK)
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, steps=[1,1.5,2,3,4.5,5,9,10]))
 
-# %% ../nbs/00f_view.ipynb #00f-040
+# %% ../nbs/00f_view.ipynb #00f-041
 def save_figure(
     fig:Figure|Axes, # A figure of this chapter or of pyplot
     path:str|Path, # File to write: .png, .svg, .pdf, .jpg or .webp
@@ -316,7 +322,7 @@ def save_figure(
         fig.savefig(part, dpi=dpi, metadata=meta, facecolor=fig.get_facecolor())
     return Path(path)
 
-# %% ../nbs/00f_view.ipynb #00f-043
+# %% ../nbs/00f_view.ipynb #00f-044
 def animate(
     motion, # A motion, poses (T,J,3), positions, or a dict from names to them
     path:str|Path|None=None, # File to write: .html, .gif or .mp4; None: a player for the notebook
@@ -356,7 +362,7 @@ def _sketches(
     both = {n:as_positions(m, skeleton, positions) for n,m in named.items()}
     return {n:sketch(p[::k], s) for n,(p,s) in both.items()},rate/k
 
-# %% ../nbs/00f_view.ipynb #00f-045
+# %% ../nbs/00f_view.ipynb #00f-046
 def _frames(
     sks:dict[str,Sketch], # Name to sketch
     view, # See `view_axes`
@@ -366,7 +372,8 @@ def _frames(
     "The pictures of an animation, one after another"
     dpi,all_ = 120,list(sks.values())
     box = np.array([common_window([sk], view, sk.ground) for sk in all_])
-    box = box[:,0].max(),box[:,1].min(),box[:,2].max()
+    disc = max(1.13*sk.size for sk in all_)*abs(view_axes(view)[1,2])
+    box = box[:,0].max(),min(box[:,1].min(), -disc),box[:,2].max()
     fig,axs = panels(len(all_), len(all_), box, 40, height/dpi, .2*any(sks), top=.05+.25*bool(title))
     fig.set_size_inches(*(2*round(v*dpi/2)/dpi for v in fig.get_size_inches()))
     if title: fig.suptitle(title, fontsize=10, color=INK, y=.98, va='top')
@@ -395,7 +402,7 @@ def _floor(
         lines.append(ends@R.T)
     ax.add_collection(LineCollection(np.concatenate(lines), colors='#e3e7ec', linewidths=.8, zorder=.5))
 
-# %% ../nbs/00f_view.ipynb #00f-047
+# %% ../nbs/00f_view.ipynb #00f-048
 def _write_gif(
     path:Path, # File
     frames:Iterator[Image.Image], # Pictures of one size
