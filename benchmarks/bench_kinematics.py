@@ -63,6 +63,7 @@ def main():
         repeats = max(3, min(200, 20_000//batch))
         for name, run in (('forward', forward), ('forward + backward', forward_backward)):
             mine, theirs = compare(run, R, repeats)
-            print(f'{batch:8} {name:18} {mine:10.3f} {theirs:10.3f} {theirs/mine:6.1f}x', flush=True)
+            row = f'{batch:8} {name:18} {mine:10.3f} {theirs:10.3f} {theirs/mine:6.1f}x'
+            print(row, flush=True)
 
 if __name__ == '__main__': main()

@@ -1,12 +1,12 @@
 "Skeletons: trees, mirror images and forward kinematics against independent loops, on every layout."
 import numpy as np, pytest, torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from posebook import skeleton as sk
 from posebook.rotations import axis_angle_to_matrix, random_rotations
-from posebook.skeleton import (Skeleton, convert_pose, forward_kinematics, get_skeleton, global_to_local,
-    joint_subset, list_skeletons, local_to_global, mirror_joints, mirror_pose, parse_skeleton,
-    pose_to_joints, register_skeleton, rest_joints)
+from posebook.skeleton import (Skeleton, convert_pose, forward_kinematics, get_skeleton,
+    global_to_local, joint_subset, list_skeletons, local_to_global, mirror_joints, mirror_pose,
+    parse_skeleton, pose_to_joints, register_skeleton, rest_joints)
 
 POSED = [n for n in list_skeletons() if get_skeleton(n).offsets is not None]
 SEEDS = st.integers(0, 2**31)
@@ -54,7 +54,7 @@ def test_layout(name):
     assert sorted(s.left + s.right + s.center) == list(range(len(s)))
     assert sorted(j for level in s.levels for j in level) == list(range(len(s)))
     assert len(s.bones) == len(s)-1
-    for p, j in s.bones:   # the mirror image of a bone is a bone, or hangs on the midline or a chain
+    for p, j in s.bones:   # the mirror image of a bone is a bone
         assert s.mirror[p] == s.parents[s.mirror[j]] or 'face' in s.joints[j]
 
 def spelled(name):
@@ -93,7 +93,8 @@ def test_smplx_names():
     assert ours == names.JOINT_NAMES[:55]
     assert list(get_skeleton('smplh').joints) == names.SMPLH_JOINT_NAMES[:52]
 
-@pytest.mark.parametrize('name, file', [('cmu_mb', 'bvh_mb/01_01.bvh'), ('cmu_daz', 'bvh_daz/salsa/01.bvh')])
+@pytest.mark.parametrize('name, file', [('cmu_mb', 'bvh_mb/01_01.bvh'),
+                                        ('cmu_daz', 'bvh_daz/salsa/01.bvh')])
 def test_bvh_rigs(real_data, name, file):
     joints, parents, stack = [], [], []
     for words in map(str.split, (real_data/'cmu'/file).read_text().splitlines()):
@@ -103,7 +104,8 @@ def test_bvh_rigs(real_data, name, file):
             joints.append(words[1])
         elif words[:1] == ['{']: stack.append(len(joints)-1)
         elif words[:1] == ['}']: stack.pop()
-    assert (get_skeleton(name).joints, get_skeleton(name).parents) == (tuple(joints), tuple(parents))
+    s = get_skeleton(name)
+    assert (s.joints, s.parents) == (tuple(joints), tuple(parents))
 
 def test_asf_rig(real_data):
     text = (real_data/'cmu/amc/01.asf').read_text().split(':hierarchy')[1]
@@ -142,7 +144,7 @@ def test_any_tree(parents, seed):
     for ours, theirs in zip(forward_kinematics(R, tree_of(parents, o)), loop(R, parents, o)):
         assert np.allclose(ours.numpy(), theirs, atol=1e-9)
 
-@pytest.mark.parametrize('batch', [1, 2, 511, 512, 513, 1500])
+@pytest.mark.parametrize('batch', [1, 2, 3, 4, 300, 8193])
 def test_smplx_loop(batch):
     lbs = pytest.importorskip('smplx.lbs')
     s = get_skeleton('smplx')
@@ -165,10 +167,12 @@ def test_leading_shapes(name, lead):
     assert P.shape == (*lead, J, 3) and G.shape == (*lead, J, 3, 3)
     assert torch.allclose(P, (rest_joints(name)+1).expand(P.shape), atol=1e-6)
 
+@settings(max_examples=25)
 @given(trees(), SEEDS)
 def test_gradients(parents, seed):
     J, g = len(parents), torch.Generator().manual_seed(seed)
-    s, n = tree_of(parents), lambda *x: torch.randn(*x, generator=g, dtype=torch.double).requires_grad_()
+    n = lambda *x: torch.randn(*x, generator=g, dtype=torch.double).requires_grad_()
+    s = tree_of(parents)
     f = lambda R, o, t: forward_kinematics(R, s, o, t)
     for o in (n(J, 3), n(2, J, 3)):
         assert torch.autograd.gradcheck(f, (n(2, J, 3, 3), o, n(2, 3)), fast_mode=True)
@@ -177,7 +181,7 @@ def test_gradients(parents, seed):
 @pytest.mark.parametrize('output', [0, 1])
 def test_gradient_of_one_output(output):
     "Only positions, or only rotations, reach the loss; batches beyond one chunk"
-    R = rotations(700, 15).requires_grad_()
+    R = rotations(9000, 15).requires_grad_()
     o = get_skeleton('deepmimic').offsets.double().requires_grad_()
     s = get_skeleton('deepmimic')
     a = forward_kinematics(R, s, o)[output].sin().sum()
@@ -203,7 +207,8 @@ def test_views_and_half_precision():
     R = rotations(55, 6).transpose(0, 1)
     assert torch.allclose(forward_kinematics(R)[0], forward_kinematics(R.contiguous())[0])
     with torch.autocast('cpu', dtype=torch.bfloat16): P = forward_kinematics(R.float())[0]
-    assert P.dtype == torch.float32 and torch.allclose(P, forward_kinematics(R)[0].float(), atol=1e-5)
+    assert P.dtype == torch.float32
+    assert torch.allclose(P, forward_kinematics(R)[0].float(), atol=1e-5)
 
 @given(SEEDS)
 def test_equivariance(seed):
@@ -212,7 +217,8 @@ def test_equivariance(seed):
     turned[:, 0] = turn @ R[:, 0]
     (P, G), (P2, G2) = forward_kinematics(R), forward_kinematics(turned)
     assert torch.allclose(P2, P @ turn.T, atol=1e-9) and torch.allclose(G2, turn @ G, atol=1e-9)
-    assert torch.allclose(forward_kinematics(turned, root=False)[0], forward_kinematics(R, root=False)[0])
+    own, same = (forward_kinematics(x, root=False)[0] for x in (R, turned))
+    assert torch.allclose(own, same)
 
 @given(trees(), SEEDS)
 def test_local_global_round_trip(parents, seed):
@@ -225,13 +231,15 @@ def test_local_global_round_trip(parents, seed):
     (lambda: forward_kinematics(torch.zeros(55, 3)), r'found torch.float32 of shape \(55, 3\)'),
     (lambda: forward_kinematics(torch.zeros(55, 3, 3, dtype=torch.long)), 'floating'),
     (lambda: forward_kinematics(torch.zeros(17, 3, 3), 'coco17'), 'no rest offsets'),
-    (lambda: forward_kinematics(torch.zeros(55, 3, 3), offsets=torch.zeros(54, 3)), r'found \(54, 3\)'),
+    (lambda: forward_kinematics(torch.zeros(55, 3, 3), offsets=torch.zeros(54, 3)),
+     r'found \(54, 3\)'),
     (lambda: pose_to_joints(torch.zeros(55, 4)), r'found \(55, 4\)'),
     (lambda: mirror_pose(torch.zeros(24, 3)), "'smplx'"),
     (lambda: mirror_joints(torch.zeros(15, 2), 'deepmimic'), r'found \(15, 2\)'),
     (lambda: global_to_local(torch.zeros(3, 3, 3), [-1, 0]), r'\(\.\.\., 2, 3, 3\)'),
     (lambda: joint_subset([]), 'are none'), (lambda: joint_subset([0, 0]), 'named twice'),
-    (lambda: joint_subset([55]), '0 to 54'), (lambda: joint_subset('body+jaw', 'smpl'), "no joint 'jaw'"),
+    (lambda: joint_subset([55]), '0 to 54'),
+    (lambda: joint_subset('body+jaw', 'smpl'), "no joint 'jaw'"),
     (lambda: get_skeleton('smplx').subset(['left_hip', 'right_hip']), 'exactly one root'),
     (lambda: convert_pose(torch.zeros(55, 3), 'smplx', 'smil'), "found 'smil'"),
     (lambda: parse_skeleton('x', 'a b:c'), "unknown 'c'")])
@@ -248,7 +256,8 @@ def test_mirror(name, seed):
     assert torch.equal(mirror_pose(mirror_pose(pose, name), name), pose)
     P = pose_to_joints(pose, name)
     assert torch.allclose(mirror_joints(mirror_joints(P, name, about=.3), name, about=.3), P)
-    assert torch.allclose(pose_to_joints(mirror_pose(pose, name), name), mirror_joints(P, name), atol=1e-9)
+    mirrored = pose_to_joints(mirror_pose(pose, name), name)
+    assert torch.allclose(mirrored, mirror_joints(P, name), atol=1e-9)
 
 def test_mirror_of_matrices():
     "The rotation of a mirrored vector is M R M"
@@ -272,4 +281,5 @@ def test_subset_keeps_places():
     s = get_skeleton('smplx')
     ends = s.subset(['pelvis', 'head', 'left_thumb3', 'right_thumb3', 'left_wrist', 'right_wrist'])
     assert ends.parents == (-1, 0, 4, 5, 0, 0) and ends.mirror == (0, 1, 3, 2, 5, 4)
-    assert torch.allclose(rest_joints(ends), rest_joints()[[s.index(n) for n in ends.joints]], atol=1e-6)
+    ids = [s.index(n) for n in ends.joints]
+    assert torch.allclose(rest_joints(ends), rest_joints()[ids], atol=1e-6)
