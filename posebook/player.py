@@ -7,7 +7,7 @@ __all__ = ['whole_file', 'file_suffix', 'pack_sketch', 'safe_json', 'html_page',
            'html_pre', 'html_report']
 
 # %% ../nbs/00eb_player.ipynb #00eb-003
-import base64, contextlib, html, json, math, os
+import base64, contextlib, html, json, os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 import numpy as np

@@ -9,9 +9,8 @@ __all__ = ['VIEWS', 'COLORS', 'INK', 'PAPER', 'GHOST', 'view_axes', 'view_angles
 
 # %% ../nbs/00ea_sketch.ipynb #00ea-003
 import base64, io
-from collections.abc import Sequence
 from dataclasses import dataclass
-import matplotlib, numpy as np, torch
+import numpy as np, torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection

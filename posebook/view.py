@@ -18,10 +18,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from .player import (Html, Player, file_suffix, html_pre, html_report, html_table,
-    to_html_figure, whole_file)
+from .player import Player, file_suffix, whole_file
+from .player import Html, html_pre, html_report, html_table, to_html_figure # noqa: F401
 from .rotations import canonical_axis_angle
-from .sketch import (COLORS, GHOST, INK, PAPER, VIEWS, PoseFigure, Sketch, as_positions,
+from .sketch import VIEWS # noqa: F401
+from .sketch import (COLORS, GHOST, INK, PAPER, PoseFigure, Sketch, as_positions,
     check_poses, draw_sketch, figure_image, on_ground, sketch, view_axes)
 from .skeleton import Skeleton, get_skeleton, joint_subset
 

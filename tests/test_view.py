@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from posebook import player, view
-from posebook.sketch import (VIEWS, as_positions, figure_image, hulls, on_ground, paint, sketch,
+from posebook.sketch import (as_positions, figure_image, hulls, on_ground, paint, sketch,
                              view_axes)
 from posebook.skeleton import get_skeleton, list_skeletons, pose_to_joints
 from posebook.view import (animate, html_report, plot_compare, plot_joint_distributions, plot_pose,
