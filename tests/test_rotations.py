@@ -395,10 +395,10 @@ def test_global_randomness_is_left_alone():
 @every
 def test_pieces_give_the_same_values(name):
     "An array of several pieces, and what autograd takes in one go"
-    n = 2*32768*torch.get_num_threads()+77
+    n = 2*32768*max(4, torch.get_num_threads())+77
     f, x = getattr(rot, name), inputs(name, n, torch.float32)
     y = f(x)
-    for part in (slice(-100, None), slice(32700, 32800)):
+    for part in (slice(-100, None), slice(131000, 131100)):
         assert torch.allclose(y[part], f(x[part]), rtol=0, atol=2e-6)
     xr = x.clone().requires_grad_()
     g = torch.ones_like(y)
