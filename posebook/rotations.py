@@ -93,7 +93,8 @@ def _convert(name:str, x:Tensor)->Tensor:
     return _apply(name, _ON_ROWS[name], x)
 
 # %% ../nbs/00_rotations.ipynb #00-013
-def _dot(a, b):
+@torch.jit.ignore
+def _dot(a:list[Tensor], b:list[Tensor])->Tensor:
     "Scalar product of two lists of components"
     total = a[0]*b[0]
     for x,y in zip(a[1:], b[1:]): total = torch.addcmul(total, x, y)
@@ -311,10 +312,10 @@ def quaternion_raw_multiply(
 )->Tensor: # Hamilton's product, shape (..., 4)
     "The product with whatever sign it has: turn by `b`, then by `a`"
     _check('quaternion_raw_multiply', [4], [a,b])
-    aw,ax,ay,az = a.unbind(-1)
-    bw,bx,by,bz = b.unbind(-1)
-    return torch.stack((aw*bw-ax*bx-ay*by-az*bz, aw*bx+ax*bw+ay*bz-az*by,
-                        aw*by-ax*bz+ay*bw+az*bx, aw*bz+ax*by-ay*bx+az*bw), -1)
+    parts = a.unbind(-1)
+    w,x,y,z = b.unbind(-1)
+    return torch.stack((_dot(parts, [w,-x,-y,-z]), _dot(parts, [x,w,z,-y]),
+                        _dot(parts, [y,-z,w,x]), _dot(parts, [z,y,-x,w])), -1)
 
 def quaternion_multiply(
     a:Tensor, # Unit quaternions, shape (..., 4)
@@ -465,8 +466,8 @@ def _check_trace(where, R, eps):
 
 def _angle(R, trace):
     "Rotation angle by `atan2` of sine and cosine, exact at both ends"
-    odd = R-R.mT
-    return torch.atan2(_norm((odd*odd).sum((-2,-1))*.5), trace-1)
+    odd = [R[...,i,j]-R[...,j,i] for i,j in ((2,1),(0,2),(1,0))]
+    return torch.atan2(_norm(_dot(odd, odd)), trace-1)
 
 # %% ../nbs/00_rotations.ipynb #00-078
 def so3_exp_map(
