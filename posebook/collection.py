@@ -19,9 +19,9 @@ from torch import Tensor
 
 from .motion import BadFile, MotionError, find_motions, read_many
 from .poseset import (PoseSet, PoseWriter, VERSION, check_free, check_poses,
-    describe_motion, embedded_data, is_pose_set)
+    describe_motion, is_pose_set)
 from .retarget import clean, retarget
-from .rotations import axis_angle_to_matrix, so3_relative_angle
+from .rotations import axis_angle_to_matrix
 
 # %% ../nbs/00bc_collection.ipynb #00bc-005
 def sample_frames(

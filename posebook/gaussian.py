@@ -10,7 +10,7 @@ import math
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
-from .prior import Moments, PosePrior, PriorError, Reservoir, check_poses
+from .prior import Moments, PosePrior, PriorError, check_poses
 
 # %% ../nbs/01_gaussian.ipynb #01-007
 KINDS = ('diagonal','per_joint','full','mixture')
@@ -48,6 +48,7 @@ class GaussianPrior(PosePrior):
         super().__init__(joints, skeleton, tolerance, residual_sigma, lr)
         self.save_hyperparameters()
         self.automatic_optimization = method=='gradient'
+        self.loc = nn.Parameter(torch.zeros(self.k, 1)) # until `build`; DDP refuses empty modules
 
     @property
     def k(self)->int:

@@ -15,8 +15,8 @@ from fastcore.basics import patch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from .collection import Reading, cached_build, join, links_of
-from posebook.poseset import (PoseSet, VERSION, data_dir, data_sources, embedded_data,
-    list_data)
+from .poseset import PoseSet, VERSION, embedded_data
+from .poseset import data_dir, data_sources, list_data # noqa: F401 (from here too)
 
 # %% ../nbs/00bd_poses.ipynb #00bd-010
 PARTS = ('train','val','test')

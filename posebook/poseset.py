@@ -305,7 +305,7 @@ def embedded_data(
 )->PoseSet: # In memory, every frame
     "Motion that comes with posebook"
     with np.load(data_file(name)) as z: d = {k: z[k] for k in z.files}
-    names = [str(n) for n in d['name' if 'name' in d else 'names']]
+    names = [str(n) for n in d['name']]
     s = PoseSet.from_arrays(d['poses'], d['trans'], d['sequence'], names, float(d['fps']))
     known = {k: str(d[k]) for k in ('source','licence') if k in d}
     return replace(s, provenance=[p|known for p in s.provenance])

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .rotations import axis_angle_to_matrix, matrix_to_axis_angle, so3_relative_angle
-from .skeleton import convert_pose, get_skeleton, global_to_local
+from .skeleton import Skeleton, convert_pose, get_skeleton, global_to_local
 from .motion import Motion, read_deepmimic
 from .rigs import BODY, RetargetError, find_rig, limb_axis, rotation_between, transfer
 
@@ -80,8 +80,13 @@ def flipped_frames(
 
 # %% ../nbs/00ba_retarget.ipynb #00ba-013
 def _is_smpl(motion:Motion)->bool:
-    "Whether a motion is on SMPL, SMPL-H or SMPL-X already"
-    return motion.skeleton.name in ('smpl', 'smplh', 'smplx', 'body22')
+    "Whether a motion has the joints of SMPL, SMPL-H or SMPL-X already, in any order"
+    return _smpl_layout(motion.skeleton) is not None
+
+def _smpl_layout(skeleton:Skeleton)->str|None:
+    "The SMPL layout whose joints `skeleton` has, whatever it is called (a BVH file that was written from it)"
+    family = ('smplx', 'smplh', 'smpl', 'body22')
+    return next((n for n in family if set(skeleton.joints)==set(get_skeleton(n).joints)), None)
 
 def _runs(
     keep:Tensor, # (T,) bool
@@ -207,7 +212,9 @@ def _as_smplx(
 def _pad(motion:Motion)->Motion:
     "A motion of the SMPL family with all 55 joints"
     if motion.skeleton.name=='smplx': return motion
-    poses = convert_pose(motion.poses, motion.skeleton, 'smplx')
+    layout = get_skeleton(_smpl_layout(motion.skeleton))
+    order = [motion.skeleton.index(j) for j in layout.joints]
+    poses = convert_pose(motion.poses[:,order], layout, 'smplx')
     return replace(motion, poses=poses, skeleton=get_skeleton('smplx'))
 
 # %% ../nbs/00ba_retarget.ipynb #00ba-034
@@ -227,7 +234,7 @@ def bake_clips(
     return dict(poses=torch.cat([c.poses for c in clips]).half().numpy(),
         trans=torch.cat([c.trans for c in clips]).numpy(),
         sequence=np.repeat(np.arange(len(clips)), [len(c) for c in clips]).astype(np.int16),
-        names=np.array([f.stem.removeprefix('humanoid3d_') for f in files]),
+        name=np.array([f.stem.removeprefix('humanoid3d_') for f in files]),
         fps=np.array(fps), source=np.array(CLIP_SOURCE), licence=np.array(CLIP_LICENCE))
 
 def save_clips(

@@ -195,7 +195,7 @@ def light_import(root, limit=.2, repeats=3):
     return problems + ([slow] if best > limit else [])
 
 # import names that do not follow from the requirement's, and what a requirement surely brings along
-IMPORT_NAMES = {'pytorch-lightning': {'pytorch_lightning', 'lightning_fabric', 'torchmetrics'},
+IMPORT_NAMES = {'pillow': {'PIL'}, 'pytorch-lightning': {'pytorch_lightning', 'lightning_fabric', 'torchmetrics'},
                 'jsonargparse': {'jsonargparse', 'yaml'}, 'faiss-cpu': {'faiss'}}
 
 INTERNAL = 'dev', 'bench'           # extras that are not for users

@@ -1,6 +1,5 @@
 """The `posebook` command as a user meets it: other processes, exit codes, one-line errors, nothing half-written"""
 import json, os, subprocess, sys
-from pathlib import Path
 import numpy as np, pytest
 from posebook.cli import COMMANDS, main
 
@@ -106,7 +105,8 @@ def test_evaluate_leaves_out_what_was_trained_on(fitted, tmp_path, capsys):
 
 
 def test_options_reach_the_model(tmp_path, capsys):
-    assert main(['fit', 'gaussian', '--kind', 'mixture', '--joints', 'all', '--model.components', '3', '--output', str(tmp_path/'m'), *QUIET]) == 0
+    args = ['--kind', 'mixture', '--joints', 'all', '--model.components', '3']
+    assert main(['fit', 'gaussian', *args, '--output', str(tmp_path/'m'), *QUIET]) == 0
     hparams = json.loads((tmp_path/'m'/'prior'/'config.json').read_text())['hparams']
     assert (hparams['kind'], hparams['joints'], hparams['components']) == ('mixture', 'all', 3)
 

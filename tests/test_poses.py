@@ -11,7 +11,7 @@ from posebook.poses import (IndexBatches, PoseDataModule, PoseSet, Split, assert
                             embedded_data)
 from posebook.poseset import ArrayWriter, is_pose_set, trial_key
 from posebook.rotations import axis_angle_distance
-from posebook.skeleton import get_skeleton, mirror_joints, mirror_pose, pose_to_joints
+from posebook.skeleton import get_skeleton, mirror_joints, mirror_pose
 
 @pytest.fixture(scope='module')
 def clips(): return embedded_data()

@@ -3,7 +3,7 @@ import json, math
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from posebook.gaussian import GaussianPrior
-from posebook.prior import (CONFIG, WEIGHTS, Moments, PoseCoordinates, PosePrior, PriorError, Reservoir, check_poses,
+from posebook.prior import (CONFIG, WEIGHTS, Moments, PosePrior, PriorError, Reservoir, check_poses,
                             independent_directions)
 
 

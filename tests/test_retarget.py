@@ -251,7 +251,7 @@ def test_embedded_clips_are_small_and_plain():
     with np.load(CLIPS, allow_pickle=False) as z:
         assert z['poses'].shape[1:] == (55, 3) and len(z['poses']) == len(z['trans']) == len(z['sequence'])
         assert np.isfinite(z['poses']).all() and np.linalg.norm(z['poses'].astype('f4'), axis=-1).max() < 3.1426
-        assert (z['poses'][:, 22:] == 0).all() and set(z['sequence']) == set(range(len(z['names'])))
+        assert (z['poses'][:, 22:] == 0).all() and set(z['sequence']) == set(range(len(z['name'])))
         assert 'zlib' in str(z['licence']) and 'pybullet' in str(z['source']) and float(z['fps']) == 30
 
 @pytest.mark.skipif(PYBULLET is None, reason='pybullet_data is not installed')
@@ -259,7 +259,7 @@ def test_embedded_clips_are_what_baking_gives():
     folder = Path(PYBULLET.submodule_search_locations[0])/'data'/'motions'
     again = bake_clips(folder)
     with np.load(CLIPS) as z:
-        assert z['names'].tolist() == again['names'].tolist()
+        assert z['name'].tolist() == again['name'].tolist()
         turn = axis_angle_distance(torch.from_numpy(z['poses'].astype('f4')), torch.from_numpy(again['poses'].astype('f4')))
         assert turn.max().rad2deg() < .2
     m = read_deepmimic(folder/'humanoid3d_spinkick.txt')
