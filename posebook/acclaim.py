@@ -72,9 +72,8 @@ def _frame(
     order:str, # 'XYZ' turns about x first: Rz Ry Rx
 )->Tensor: # Quaternion, (4,)
     "The frame C of a bone"
-    turns = [Channel(i, 0, i, 'XYZ'.index(a), True) for i,a in enumerate(order[::-1])]
-    x = torch.tensor([[angles[c.axis] for c in turns]], dtype=torch.float64)
-    return channel_rotations(x, turns, 1)[0,0]
+    turns = [Channel(i, 0, i, True) for i in map('XYZ'.index, reversed(order))]
+    return channel_rotations(torch.tensor([angles], dtype=torch.float64), turns, 1)[0,0]
 
 def _parents(
     lines:list[list[str]], # The `hierarchy` section
@@ -103,6 +102,18 @@ def _scale(
     if evident and not 1.2 <= extent*stated <= 2.4: return UNITS[evident],evident
     return stated,f'1/{length:g} inch'
 
+def _units(
+    sections:dict[str, list[list[str]]], # Of an ASF
+    path:str|Path, # For the error
+)->tuple[float, float]: # `length`, and radians in a unit of angle
+    "The units of a file; degrees and 1 where it has none"
+    units = {'length':['1'], 'angle':['deg']}
+    units |= {w[0].lower():w[1:] for w in sections.get('units', [])}
+    length = _vector(units, 'length', path, 1)[0]
+    if length <= 0: raise MotionError(path, 'length of the units', 'more than 0', length)
+    radians = ' '.join(units['angle']).lower().startswith('rad')
+    return length,1. if radians else math.pi/180
+
 def read_asf(
     path:str|Path, # An .asf file
     scale:float|None=None, # Metres a file unit; None: as the file says
@@ -112,19 +123,16 @@ def read_asf(
     if lacks := {'root', 'bonedata', 'hierarchy'}-set(sections):
         raise MotionError(path, 'sections', ':root, :bonedata and :hierarchy',
                           f"no {' and no '.join(sorted(lacks))}")
-    units,bones = {w[0].lower():w[1:] for w in sections.get('units', [])},_bones(sections)
+    bones,(length,angle) = _bones(sections),_units(sections, path)
     names = [' '.join(b.get('name', ['?'])) for b in bones]
     parents = _parents(sections['hierarchy'], names, path)
     vectors = np.array([np.multiply(_vector(b, 'direction', path),
                                     _vector(b, 'length', path, 1)) for b in bones])
-    skeleton = file_skeleton(path, rig_name(names) or 'asf', names, parents,
-                             torch.tensor(vectors[parents]))
-    length = _vector({'length':['1'], **units}, 'length', path, 1)[0]
-    if length <= 0: raise MotionError(path, 'length of the units', 'more than 0', length)
+    rig = rig_name(names) or 'asf'
+    skeleton = file_skeleton(path, rig, names, parents, torch.tensor(vectors[parents]))
     scale,unit = _scale(scale, length, rest_extent(vectors, parents))
-    degree = 1. if units.get('angle', ['deg'])[0].lower()[:3]=='rad' else math.pi/180
     orders = [_order(b, path) for b in bones]
-    axes = [_frame([a*degree for a in _vector(b, 'axis', path)], o)
+    axes = [_frame([a*angle for a in _vector(b, 'axis', path)], o)
             for b,o in zip(bones, orders)]
     return Asf(replace(skeleton, offsets=skeleton.offsets*scale), torch.stack(axes),
         orders, [[d.lower() for d in b.get('dof', [])] for b in bones],
@@ -176,7 +184,7 @@ def _amc_table(
     start = next((i for i,w in enumerate(rows) if len(w)==1 and w[0].isdecimal()), None)
     if start is None: raise MotionError(path, 'frames', 'one at least', 'none')
     layout,frames = _layout(rows[start:], path)
-    text = ' '.join(v for w in rows[start:] if len(w) > 1 for v in w[1:])
+    text = ' '.join('\n' if len(w)==1 else ' '.join(w[1:]) for w in rows[start:])
     x = read_table(text, frames, sum(n for _,n in layout), path)
     return layout,torch.from_numpy(x),[':RADIANS'] not in [r[:1] for r in rows[:start]]
 
@@ -197,8 +205,9 @@ def _columns(
         known = ('rx', 'ry', 'rz')+('tx', 'ty', 'tz')*(j==0)
         if wrong := [d for d in dof if d not in known]:
             raise MotionError(path, f'bone {name}', f"only {' '.join(known)}", wrong[0])
-        out += [Channel(len(out)+i, j, order.index(d[1]), 'xyz'.index(d[1]), d[0]=='r')
-                for i,d in enumerate(dof)]
+        own = [(order.index(d[1]), Channel(len(out)+i, j, 'xyz'.index(d[1]), d[0]=='r'))
+               for i,d in enumerate(dof)]
+        out += [c for _,c in sorted(own)]
     return out
 
 def read_amc(
@@ -222,5 +231,5 @@ def read_amc(
     meta = dict(format='amc', rig=rig_name(s.joints), up=up, scale=rig.scale,
         unit=rig.unit, fps_from='assumed', tpose_first=False, asf=str(source or ''),
         asf_is_own=source is None or _is_own(source, Path(path)))
-    return Motion(quaternion_to_axis_angle(standardize_quaternion(L)), trans, s, fps,
-                  Path(path).stem, str(path), meta)
+    poses = quaternion_to_axis_angle(standardize_quaternion(L.float()))
+    return Motion(poses, trans, s, fps, Path(path).stem, str(path), meta)

@@ -9,7 +9,7 @@ __all__ = ['UNOPENED', 'POSE_KEYS', 'TRANS_KEYS', 'FPS_KEYS', 'PARTS', 'FAMILY',
 # %% ../nbs/00ad_amass.ipynb #00ad-003
 import math, zipfile, zlib
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
 from .take import *
 
 # %% ../nbs/00ad_amass.ipynb #00ad-006

@@ -88,14 +88,9 @@ def _columns(
     channels:list[list[str]], # Channel names of each joint
 )->list[Channel]: # One for each column of the motion block
     "Which column turns or moves which joint"
-    out = []
-    for j,names in enumerate(channels):
-        slot = 0
-        for name in names:
-            turns = name.endswith('rotation')
-            out.append(Channel(len(out), j, slot, 'xyz'.index(name[0]), turns))
-            slot += turns
-    return out
+    flat = [(j, name) for j,names in enumerate(channels) for name in names]
+    return [Channel(i, j, 'xyz'.index(name[0]), name.endswith('rotation'))
+            for i,(j,name) in enumerate(flat)]
 
 # %% ../nbs/00ab_bvh.ipynb #00ab-016
 def _positions(
@@ -114,7 +109,7 @@ def _fold_root(
     parents:list[int], # Parent ids
     q:Tensor, # Local quaternions, (T,J,4)
     p:Tensor, # Positions on the parent, (T,J,3) metres
-    tol:float=1e-3, # Metres that count as travelling
+    tol:float=.02, # Metres that count as travelling
 )->tuple[list[str], list[int], Tensor, Tensor]: # The same, perhaps without the root
     "Make the only child of the root the root, if it travels on it"
     while parents.count(0)==1 and (p[:,1]-p[:1,1]).abs().max() > tol:
@@ -196,6 +191,22 @@ def _scaled(
                          tree.parents+[j for j,_ in ends])
     return metres_per_unit(scale, extent, path, rig_unit(tree.joints))
 
+def _at_rest(
+    tree:_Tree, # As in the file
+    joints:list[str], # Without folded roots
+    parents:list[int], # Of these
+    p:Tensor, # Positions on the parent, (T,J,3) metres
+    fix:bool, # Whether to put back lost bones
+    path:str|Path, # For the error
+)->tuple[Skeleton, dict]: # The skeleton, and what was done to it
+    "The skeleton of a file: the median of the positions, with lost bones put back"
+    rest,rig,fixed = p.median(0).values,rig_name(tree.joints),[]
+    skeleton = file_skeleton(path, rig or 'bvh', joints, parents, rest)
+    if fix and rig=='cmu_mb': skeleton,fixed = fix_cmu_offsets(skeleton)
+    stray = (p-rest)[:,1:].abs().max().item() if len(joints) > 1 else 0.
+    return skeleton,dict(rig=rig, fixed_offsets=fixed, stray=stray,
+                         folded=tree.joints[:len(tree.joints)-len(joints)])
+
 def read_bvh(
     path:str|Path, # A .bvh file
     scale:float|None=None, # Metres a file unit; None: guess by the size of the skeleton
@@ -205,22 +216,19 @@ def read_bvh(
     "Read a Biovision hierarchy"
     head,frames,fps,body = _split(read_text(path), path)
     tree = _read_tree(head, path)
-    columns,rig = _columns(tree.channels),rig_name(tree.joints)
+    columns = _columns(tree.channels)
     x = torch.from_numpy(read_table(body, frames, len(columns), path))
     check_channels(x, columns, tree.joints, path)
     scale,unit = _scaled(tree, scale, path)
-    q = channel_rotations(x.deg2rad(), columns, len(tree.joints))
-    p = _positions(x, columns, torch.tensor(tree.offsets, dtype=x.dtype))*scale
+    q = channel_rotations(x.deg2rad().float(), columns, len(tree.joints))
+    p = _positions(x.float(), columns, torch.tensor(tree.offsets))*scale
     joints,parents,q,p = _fold_root(tree.joints, tree.parents, q, p)
-    rest = p.median(0).values
-    skeleton,fixed = file_skeleton(path, rig or 'bvh', joints, parents, rest),[]
-    if fix_offsets and rig=='cmu_mb': skeleton,fixed = fix_cmu_offsets(skeleton)
-    meta = dict(format='bvh', rig=rig, up=up, scale=scale, unit=unit, fixed_offsets=fixed,
-        tpose_first=_tpose_first(x, columns), stray=float((p-rest)[:,1:].abs().max())
-        if len(joints) > 1 else 0., folded=tree.joints[:len(tree.joints)-len(joints)],
+    skeleton,meta = _at_rest(tree, joints, parents, p, fix_offsets, path)
+    meta |= dict(format='bvh', up=up, scale=scale, unit=unit,
+        tpose_first=_tpose_first(x, columns),
         end_sites={j:[c*scale for c in o] for j,o in tree.ends.items()})
-    return Motion(quaternion_to_axis_angle(standardize_quaternion(q)), p[:,0], skeleton,
-                  fps, Path(path).stem, str(path), meta)
+    poses = quaternion_to_axis_angle(standardize_quaternion(q))
+    return Motion(poses, p[:,0], skeleton, fps, Path(path).stem, str(path), meta)
 
 # %% ../nbs/00ab_bvh.ipynb #00ab-033
 def _lines(

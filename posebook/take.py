@@ -7,7 +7,7 @@ __all__ = ['UNITS', 'MotionError', 'Motion', 'march', 'Channel', 'channel_rotati
            'read_table', 'frame_rate', 'guess_unit', 'rest_extent', 'metres_per_unit', 'file_skeleton', 'replacing']
 
 # %% ../nbs/00aa_take.ipynb #00aa-003
-import itertools, math, os, warnings
+import itertools, math, os, re, warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -157,29 +157,41 @@ class Channel(NamedTuple):
     "One column of a motion table"
     column:int # Where it is
     joint:int # Whose it is
-    slot:int # How many rotations of the same joint stand before it
     axis:int # 0, 1, 2 for x, y, z
     turns:bool # A rotation; otherwise a position
 
-def _single_turns(values, channels, n_joints):
-    "Quaternions about one axis for each joint that has a channel, (T,J,4)"
-    q = values.new_tensor([1, 0, 0, 0]).repeat(len(values), n_joints, 1)
-    half,joint = values[:,[c.column for c in channels]]/2,[c.joint for c in channels]
-    q[:,joint,0],q[:,joint,[1+c.axis for c in channels]] = half.cos(),half.sin()
-    return q
+_TIMES = [((1, -1), (0, 1), (3, 1), (2, -1)), # q*i, as (component, sign) of w, x, y, z
+          ((2, -1), (3, -1), (0, 1), (1, 1)), # q*j
+          ((3, -1), (2, 1), (1, -1), (0, 1))] # q*k
+
+def _product(
+    half:list[Tensor], # Half angles of each turn, (T,n) radians
+    axes:tuple[int, ...], # Its axis
+)->Tensor: # Quaternions, (T,n,4)
+    "Turns about single axes, one after the other"
+    q = [half[0].cos()]+[torch.zeros_like(half[0])]*3
+    q[1+axes[0]] = half[0].sin()
+    for h,axis in zip(half[1:], axes[1:]):
+        c,s = h.cos(),h.sin()
+        q = [c*q[i]+sign*(s*q[other]) for i,(other,sign) in enumerate(_TIMES[axis])]
+    return torch.stack(q, -1)
 
 def channel_rotations(
     values:Tensor, # The table, (T,C); rotations in radians
-    channels:list[Channel], # Its C columns
+    channels:list[Channel], # Its columns; those of a joint in the order of the product
     n_joints:int, # J
 )->Tensor: # Local quaternions, (T,J,4)
-    "Multiply the single turns of each joint in the order of its channels"
-    turning = [c for c in channels if c.turns]
-    q = _single_turns(values, [c for c in turning if c.slot==0], n_joints)
-    for slot in range(1, 1+max((c.slot for c in turning), default=0)):
-        these = [c for c in turning if c.slot==slot]
-        q = quaternion_multiply(q, _single_turns(values, these, n_joints))
-    return standardize_quaternion(q)
+    "Multiply the single turns of each joint"
+    turns = {}
+    for c in channels:
+        if c.turns: turns.setdefault(c.joint, []).append(c)
+    alike = {}
+    for j,cs in turns.items(): alike.setdefault(tuple(c.axis for c in cs), []).append(j)
+    q = values.new_tensor([1, 0, 0, 0]).repeat(len(values), n_joints, 1)
+    for axes,joints in alike.items():
+        columns = [[turns[j][k].column for j in joints] for k in range(len(axes))]
+        q[:,joints] = _product([values[:,c]/2 for c in columns], axes)
+    return q
 
 def check_channels(
     values:Tensor, # The table, (T,C)
@@ -190,7 +202,7 @@ def check_channels(
     "Name the first channel that is not a number"
     if values.isfinite().all(): return
     t,i = (~values.isfinite()).nonzero()[0].tolist()
-    c = channels[i]
+    c = next(c for c in channels if c.column==i)
     name = f"{joints[c.joint]}.{'XYZ'[c.axis]}{('position', 'rotation')[c.turns]}"
     raise MotionError(path, f'frame {t}, channel {name}', 'a finite number',
                       values[t,i].item())
@@ -220,6 +232,8 @@ def floats(
     count = 'finite' if n is None else n
     raise MotionError(path, what, f'{count} numbers', repr(' '.join(words)[:40]))
 
+_NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)', re.I)
+
 def _numbers(
     text:str, # Numbers and blanks
     path:str|Path, # For the error
@@ -230,9 +244,10 @@ def _numbers(
         warnings.simplefilter('error', DeprecationWarning)
         try: return np.fromstring(text, sep=' ')
         except (ValueError, DeprecationWarning): pass
-    for i,line in enumerate(text.splitlines(), 1):
-        words = [w for w in line.split() if w.lower().strip('+-') not in ('nan', 'inf')]
-        floats(words, path, f'line {i} of the motion')
+    for i,line in enumerate(text.strip().splitlines(), 1):
+        for w in line.split():
+            if not _NUMBER.fullmatch(w):
+                raise MotionError(path, f'line {i} of the motion', 'numbers', repr(w[:40]))
     raise MotionError(path, 'motion', 'numbers', 'something else')
 
 # %% ../nbs/00aa_take.ipynb #00aa-035
