@@ -44,6 +44,8 @@ def write_readme(nb_path, readme, figures):
     "Write `nb_path` as Markdown to `readme`, its figures into the folder `figures`"
     nb = processed(nb_path)
     nb.metadata['language_info'] = {'name': 'python'}  # cleaning drops it; code blocks need it
+    for cell in nb.cells:  # as Quarto does
+        if '#| echo: false' in cell.source: cell.metadata['transient'] = {'remove_source': True}
     where = figures.relative_to(readme.parent).as_posix()
     body, resources = MarkdownExporter().from_notebook_node(nb, {'output_files_dir': where})
     shutil.rmtree(figures, ignore_errors=True)
