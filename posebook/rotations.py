@@ -44,7 +44,7 @@ def _whole(x):
 def _run(formula, width, *rows):
     "`_stacked`, in pieces that fit the cache where values are all that is asked for"
     if _whole(rows[0]): return _stacked(formula, *rows)
-    size = 32768*max(4, torch.get_num_threads())
+    size = 131072*torch.get_num_threads()
     if len(rows[0])<=size: return _stacked(formula, *rows)
     out = rows[0].new_empty(len(rows[0]), width)
     for o,*r in zip(out.split(size), *[x.split(size) for x in rows]):

@@ -395,7 +395,7 @@ def test_global_randomness_is_left_alone():
 @every
 def test_pieces_give_the_same_values(name):
     "An array of several pieces, and what autograd takes in one go"
-    n = 2*32768*max(4, torch.get_num_threads())+77
+    n = 2*131072*torch.get_num_threads()+77
     f, x = getattr(rot, name), inputs(name, n, torch.float32)
     y = f(x)
     for part in (slice(-100, None), slice(131000, 131100)):
