@@ -7,8 +7,8 @@ __all__ = ['SHORT', 'MODELS', 'COMMANDS', 'add_arguments', 'say', 'write_text', 
            'fit', 'lightning_arguments', 'run_fit', 'lightning_cli', 'finish_fit', 'listed', 'tensors', 'versions',
            'run_card', 'trial_keys', 'evaluate', 'unseen', 'sample', 'write_poses', 'view', 'pose_set_motion', 'demo',
            'fit_gaussians', 'score_kinds', 'shaken', 'energy_table', 'demo_page', 'real_text', 'small', 'score_figure',
-           'sample_figure', 'joint_figure', 'energy_figure', 'projection_figure', 'command_parser', 'usage', 'run',
-           'UsageError', 'main', 'fail', 'one_line']
+           'sample_figure', 'joint_figure', 'energy_figure', 'projection_figure', 'parse', 'usage', 'run', 'UsageError',
+           'main', 'fail', 'one_line']
 
 # %% ../nbs/10_cli.ipynb #10-003
 import argparse, json, os, sys, time, warnings
@@ -17,22 +17,19 @@ from fastcore.docments import docments, empty
 
 # %% ../nbs/10_cli.ipynb #10-006
 def add_arguments(
-    parser:argparse.ArgumentParser, # Parser to fill
+    parser, # An `ArgumentParser`, of argparse or jsonargparse
     function, # Function whose parameters become arguments
-)->argparse.ArgumentParser: # `parser`
+): # `parser`
     "Give `parser` one argument for each parameter of `function`"
     for name,d in docments(function, full=True, returns=False).items():
-        kind,many = (d.anno.__args__[0],True) if hasattr(d.anno,'__args__') and d.anno.__origin__ is list else (d.anno,False)
-        required = d.default is empty
+        many = getattr(d.anno, '__origin__', None) is list
+        kind = d.anno.__args__[0] if many else d.anno
         options = dict(help=(d.docment or '').replace('%','%%'))
-        if kind is bool: options['action'] = argparse.BooleanOptionalAction if d.default else 'store_true'
-        else: options.update(type=kind, metavar=kind.__name__.upper() if not required else None)
-        if many: options['nargs'] = '+'
-        if not required:
-            options['default'] = d.default
-            if kind is not bool and d.default is not None: options['help'] += ' (default: %(default)s)'
-        flags = [name] if required else (SHORT.get(name,[]) + ['--'+name.replace('_','-')])
-        parser.add_argument(*flags, **options)
+        if kind is bool: options['action'] = 'store_true'
+        else: options.update(type=kind, nargs='+' if many else None)
+        if d.default is empty: flags = [name]
+        else: flags,options['default'] = SHORT.get(name,[])+['--'+name.replace('_','-')],d.default
+        parser.add_argument(*flags, **{k: v for k,v in options.items() if v is not None})
     return parser
 
 SHORT = {'output': ['-o'], 'number': ['-n']}
@@ -143,7 +140,7 @@ def run_fit(
     argv:list[str], # Arguments after `fit`
 ):
     "Parse, train, score on held-out sequences, save"
-    parser = add_arguments(command_parser('fit', fit), fit)
+    parser = add_arguments(argparse.ArgumentParser(prog='posebook fit', description=fit.__doc__), fit)
     a,rest = parser.parse_known_args(argv)
     if a.model not in MODELS: parser.error(f'unknown model {a.model!r}; known are {", ".join(MODELS)}')
     cli = lightning_cli(a, rest)
@@ -510,12 +507,16 @@ def projection_figure(
 # %% ../nbs/10_cli.ipynb #10-033
 COMMANDS = dict(demo=demo, data=data, convert=convert, fit=fit, evaluate=evaluate, sample=sample, view=view)
 
-def command_parser(
+def parse(
     name:str, # Name of the command
-    function, # What it runs
-)->argparse.ArgumentParser:
-    "Parser of one command"
-    return argparse.ArgumentParser(prog=f'posebook {name}', description=function.__doc__)
+    argv:list[str], # Its arguments
+)->dict: # Arguments of the function
+    "Parse the arguments of one command; any of them may also come from a YAML file"
+    from jsonargparse import ArgumentParser
+    parser = ArgumentParser(prog=f'posebook {name}', description=COMMANDS[name].__doc__)
+    parser.add_argument('-c','--config', action='config', help='YAML file with any of the options below')
+    a = add_arguments(parser, COMMANDS[name]).parse_args(argv)
+    return {k: v for k,v in vars(a).items() if k!='config'}
 
 def usage()->str:
     "What `posebook --help` prints"
@@ -539,8 +540,7 @@ def run(
         near = get_close_matches(name, COMMANDS, 1)
         raise UsageError(f'no command {name!r}' + (f'; did you mean {near[0]!r}?' if near else f'; known are {", ".join(COMMANDS)}'))
     if name=='fit': return run_fit(rest)
-    a = vars(add_arguments(command_parser(name, COMMANDS[name]), COMMANDS[name]).parse_args(rest))
-    COMMANDS[name](**a)
+    COMMANDS[name](**parse(name, rest))
 
 class UsageError(ValueError):
     "The command line itself is wrong"
