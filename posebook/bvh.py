@@ -112,7 +112,7 @@ def _fold_root(
     tol:float=.02, # Metres that count as travelling
 )->tuple[list[str], list[int], Tensor, Tensor]: # The same, perhaps without the root
     "Make the only child of the root the root, if it travels on it"
-    while parents.count(0)==1 and (p[:,1]-p[:1,1]).abs().max() > tol:
+    while parents.count(0)==1 and (p[:,1]-p[0,1]).abs().max() > tol:
         p[:,1] = p[:,0]+quaternion_apply(q[:,0], p[:,1])
         q[:,1] = quaternion_multiply(q[:,0], q[:,1])
         joints,parents,q,p = joints[1:],[k-1 for k in parents[1:]],q[:,1:],p[:,1:]
@@ -200,10 +200,12 @@ def _at_rest(
     path:str|Path, # For the error
 )->tuple[Skeleton, dict]: # The skeleton, and what was done to it
     "The skeleton of a file: the median of the positions, with lost bones put back"
-    rest,rig,fixed = p.median(0).values,rig_name(tree.joints),[]
+    rig,fixed = rig_name(tree.joints),[]
+    moves = len(joints) > 1 and any('position' in c for cs in tree.channels[1:] for c in cs)
+    rest = p.median(0).values if moves else p[0]
     skeleton = file_skeleton(path, rig or 'bvh', joints, parents, rest)
     if fix and rig=='cmu_mb': skeleton,fixed = fix_cmu_offsets(skeleton)
-    stray = (p-rest)[:,1:].abs().max().item() if len(joints) > 1 else 0.
+    stray = (p-rest)[:,1:].abs().max().item() if moves else 0.
     return skeleton,dict(rig=rig, fixed_offsets=fixed, stray=stray,
                          folded=tree.joints[:len(tree.joints)-len(joints)])
 

@@ -13,7 +13,7 @@ from posebook.motion import (Channel, Motion, MotionError, find_asf, find_motion
     read_npz, read_smpl_codec, replacing, write_bvh, write_motion, write_npz, write_smpl_codec)
 from posebook.rotations import axis_angle_distance
 from posebook.skeleton import Skeleton, get_skeleton
-from posebook.take import channel_rotations, frame_rate
+from posebook.take import channel_rotations, frame_rate, read_table
 
 ORDERS = 'XYZ XZY YXZ YZX ZXY ZYX'.split()
 
@@ -118,6 +118,14 @@ def test_positions_agree_with_bvhio(tmp_path, walk):
 @pytest.mark.parametrize('text, fps', [('.0083333', 120), ('0.0083333', 120), ('0.033333', 30),
     ('0.016667', 60), ('0.0333', 30), ('0.04', 25), ('1e-2', 100), ('0.033367', 29.97)])
 def test_frame_rate(text, fps): assert frame_rate(text) == pytest.approx(fps, rel=1e-4)
+
+@given(st.lists(st.sampled_from(['0', '-0', '-.5', '12.', '+3', '1e-3', '-7.25E+2', '0.1', '123456.789012',
+    '99999999999999999999', '0.30000000000000004', '4.9e-324']), min_size=1, max_size=30),
+    st.sampled_from([' ', '\n', '\t ', '\r\n']))
+@settings(max_examples=60)
+def test_numbers_agree_with_python(words, between):
+    x = read_table(between.join(words), 1, len(words), 'x')
+    assert x.tolist()==[[float(w) for w in words]]
 
 # ---- spellings
 
