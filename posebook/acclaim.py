@@ -40,6 +40,7 @@ def _sections(
         if words: now.append(words)
     return out
 
+# %% ../nbs/00ac_acclaim.ipynb #00ac-011
 def _bones(
     sections:dict[str, list[list[str]]], # Of an ASF
 )->list[dict[str, list[str]]]: # The words after each keyword, the root first
@@ -54,7 +55,7 @@ def _bones(
         else: out[-1].setdefault(w[0].lower(), w[1:])
     return out
 
-# %% ../nbs/00ac_acclaim.ipynb #00ac-012
+# %% ../nbs/00ac_acclaim.ipynb #00ac-013
 def _vector(bone, key, path, n=3):
     "The numbers after one keyword of a bone"
     what = f"{key} of {' '.join(bone.get('name', ['a bone']))}"
@@ -75,6 +76,7 @@ def _frame(
     turns = [Channel(i, 0, i, True) for i in map('XYZ'.index, reversed(order))]
     return channel_rotations(torch.tensor([angles], dtype=torch.float64), turns, 1)[0,0]
 
+# %% ../nbs/00ac_acclaim.ipynb #00ac-014
 def _parents(
     lines:list[list[str]], # The `hierarchy` section
     names:list[str], # Joints, the root first
@@ -90,7 +92,7 @@ def _parents(
                           f'no place for {odd[0]}' if odd else 'a bone twice')
     return [-1]+[names.index(parent[n]) for n in names[1:]]
 
-# %% ../nbs/00ac_acclaim.ipynb #00ac-014
+# %% ../nbs/00ac_acclaim.ipynb #00ac-016
 def _scale(
     scale:float|None, # What the caller says, if anything
     length:float, # From the units of the file
@@ -114,6 +116,7 @@ def _units(
     radians = ' '.join(units['angle']).lower().startswith('rad')
     return length,1. if radians else math.pi/180
 
+# %% ../nbs/00ac_acclaim.ipynb #00ac-017
 def read_asf(
     path:str|Path, # An .asf file
     scale:float|None=None, # Metres a file unit; None: as the file says
@@ -138,7 +141,7 @@ def read_asf(
         orders, [[d.lower() for d in b.get('dof', [])] for b in bones],
         scale*torch.tensor(_vector(bones[0], 'position', path)).double(), scale, unit)
 
-# %% ../nbs/00ac_acclaim.ipynb #00ac-022
+# %% ../nbs/00ac_acclaim.ipynb #00ac-025
 def _is_own(
     asf:Path, # A skeleton
     amc:Path, # A take
@@ -159,6 +162,7 @@ def find_asf(
         f"{path.stem.split('_')[0]}.asf or a single .asf beside it",
         f'{len(found)} others' if found else 'no .asf', 'give `asf`')
 
+# %% ../nbs/00ac_acclaim.ipynb #00ac-026
 def _layout(
     rows:list[list[str]], # The lines from the first frame number on, as words
     path:str|Path, # For the error
@@ -176,6 +180,7 @@ def _layout(
             cut and 'the file is cut off')
     return shape,len(rows)//n
 
+# %% ../nbs/00ac_acclaim.ipynb #00ac-027
 def _amc_table(
     path:str|Path, # An .amc file
 )->tuple[list[tuple[str, int]], Tensor, bool]: # [(bone, count)], (T,C), in degrees?
@@ -188,7 +193,7 @@ def _amc_table(
     x = read_table(text, frames, sum(n for _,n in layout), path)
     return layout,torch.from_numpy(x),[':RADIANS'] not in [r[:1] for r in rows[:start]]
 
-# %% ../nbs/00ac_acclaim.ipynb #00ac-025
+# %% ../nbs/00ac_acclaim.ipynb #00ac-030
 def _columns(
     layout:list[tuple[str, int]], # [(bone, count)] in the order of the file
     asf:Asf, # Says what the numbers of a bone are
@@ -210,6 +215,7 @@ def _columns(
         out += [c for _,c in sorted(own)]
     return out
 
+# %% ../nbs/00ac_acclaim.ipynb #00ac-031
 def read_amc(
     path:str|Path, # An .amc file
     asf:str|Path|Asf|None=None, # Its skeleton; None: look beside the file

@@ -38,6 +38,7 @@ def _check_member(
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError,
             KeyError, RuntimeError)
 
+# %% ../nbs/00ad_amass.ipynb #00ad-007
 def load_arrays(
     path:str|Path, # An .npz file
 )->dict[str, np.ndarray]: # Its arrays by key
@@ -54,7 +55,7 @@ def load_arrays(
     except _DAMAGED as e:
         raise MotionError(path, 'content', 'a zip of arrays', f'none ({e})') from e
 
-# %% ../nbs/00ad_amass.ipynb #00ad-009
+# %% ../nbs/00ad_amass.ipynb #00ad-010
 POSE_KEYS = 'poses', 'fullpose', 'full_pose'
 TRANS_KEYS = 'trans', 'transl'
 FPS_KEYS = 'mocap_frame_rate', 'mocap_framerate', 'fps', 'frame_rate', 'framerate'
@@ -72,7 +73,7 @@ def _first(data, keys):
     "The first of some keys that there is, or None"
     return next((k for k in keys if k in data), None)
 
-# %% ../nbs/00ad_amass.ipynb #00ad-013
+# %% ../nbs/00ad_amass.ipynb #00ad-014
 def _rows(
     data:dict[str, np.ndarray], # The arrays of a file
     key:str, # One of them
@@ -90,6 +91,7 @@ def _rows(
     raise MotionError(path, f'key {key!r}, frame {t}, joint {j}', 'finite numbers',
                       'NaN or infinity')
 
+# %% ../nbs/00ad_amass.ipynb #00ad-015
 def _from_parts(
     data:dict[str, np.ndarray], # The arrays of a file
     path:str|Path, # For the error
@@ -111,7 +113,7 @@ def _from_parts(
         out[:,a:b] = x
     return out,list(parts)
 
-# %% ../nbs/00ad_amass.ipynb #00ad-015
+# %% ../nbs/00ad_amass.ipynb #00ad-017
 def _smpl_pose(
     data:dict[str, np.ndarray], # The arrays of a file
     path:str|Path, # For the error
@@ -129,7 +131,7 @@ def _smpl_pose(
     out[:,22-j:22] = x
     return out,['root', 'body'][22-j:]
 
-# %% ../nbs/00ad_amass.ipynb #00ad-019
+# %% ../nbs/00ad_amass.ipynb #00ad-021
 def _plain(x):
     "A 0-d or one-element array as a plain value, bytes as text"
     x = np.asarray(x).reshape(-1)
@@ -152,6 +154,7 @@ def _meta(
     if not trans: meta['trans'] = 'none in the file'
     return meta
 
+# %% ../nbs/00ad_amass.ipynb #00ad-022
 def _trans(data, frames, path):
     "The path of the root, (T,3); zeros if there is none"
     key = _first(data, TRANS_KEYS)
@@ -168,7 +171,7 @@ def _rate(data, fps, path):
     if isinstance(rate, (int, float)) and 0 < rate < math.inf: return float(rate)
     raise MotionError(path, f'key {key!r}', 'frames a second', repr(rate))
 
-# %% ../nbs/00ad_amass.ipynb #00ad-020
+# %% ../nbs/00ad_amass.ipynb #00ad-023
 def read_npz(
     path:str|Path, # An .npz of AMASS, or of a program that fits SMPL bodies
     fps:float|None=None, # Frames a second; None: as the file says, else 30
@@ -188,7 +191,7 @@ def _only(takes, path):
     raise MotionError(path, 'archive', 'one motion', len(takes),
                       'use `read_archive` or `read_many`')
 
-# %% ../nbs/00ad_amass.ipynb #00ad-024
+# %% ../nbs/00ad_amass.ipynb #00ad-027
 def _takes(
     data:dict[str, np.ndarray], # The arrays of an archive
     path:str|Path, # For the error
@@ -213,6 +216,7 @@ def _takes(
                    rate[i%len(rate)], n, str(path), dict(meta))
             for i,n in enumerate(names) if (seq==i).any()]
 
+# %% ../nbs/00ad_amass.ipynb #00ad-028
 def read_archive(
     path:str|Path, # An .npz with `poses`, `sequence`, `name`, `fps`, perhaps `trans`
 )->list[Motion]: # One for each name
@@ -228,7 +232,7 @@ def is_archive(
     if Path(path).suffix.lower() != '.npz' or not zipfile.is_zipfile(path): return False
     with zipfile.ZipFile(path) as z: return 'sequence.npy' in z.namelist()
 
-# %% ../nbs/00ad_amass.ipynb #00ad-027
+# %% ../nbs/00ad_amass.ipynb #00ad-031
 def _require_smpl(motion, path):
     "SMPL-like formats hold SMPL-like skeletons, and frames"
     if motion.skeleton.name not in FAMILY.values():
@@ -256,7 +260,7 @@ def write_npz(
             out[names[0]] = poses[:,3*a:3*b]
     with replacing(path) as part, open(part, 'wb') as f: np.savez_compressed(f, **out)
 
-# %% ../nbs/00ad_amass.ipynb #00ad-034
+# %% ../nbs/00ad_amass.ipynb #00ad-038
 def _smplcodec():
     "The optional package `smplcodec`, without its changes to the root logger"
     import logging
@@ -269,6 +273,7 @@ def _smplcodec():
     finally: root.level,root.handlers[:] = level,handlers
     return smplcodec
 
+# %% ../nbs/00ad_amass.ipynb #00ad-039
 def read_smpl_codec(
     path:str|Path, # A .smpl file
     fps:float=30., # Frames a second, where the file doesn't say
@@ -289,7 +294,7 @@ def read_smpl_codec(
     return Motion(pose, _trans(trans, len(pose), path), FAMILY[pose.shape[1]],
                   c.frame_rate or fps, Path(path).stem, str(path), meta)
 
-# %% ../nbs/00ad_amass.ipynb #00ad-035
+# %% ../nbs/00ad_amass.ipynb #00ad-040
 _CODEC_PARTS = dict(smplx=dict(body_pose=(0, 22), head_pose=(22, 25),
                                left_hand_pose=(25, 40), right_hand_pose=(40, 55)),
     smplh=dict(body_pose=(0, 22), left_hand_pose=(22, 37), right_hand_pose=(37, 52)),

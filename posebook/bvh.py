@@ -60,6 +60,7 @@ def _set_channels(tree, top, words, path):
                           ' '.join(found)[:60] or 'none')
     tree.channels[top] = found
 
+# %% ../nbs/00ab_bvh.ipynb #00ab-010
 def _read_tree(
     text:str, # What stands between HIERARCHY and MOTION
     path:str|Path, # For the error
@@ -83,7 +84,7 @@ def _read_tree(
         raise MotionError(path, 'hierarchy', 'one ROOT', tree.parents.count(-1))
     return tree
 
-# %% ../nbs/00ab_bvh.ipynb #00ab-013
+# %% ../nbs/00ab_bvh.ipynb #00ab-014
 def _columns(
     channels:list[list[str]], # Channel names of each joint
 )->list[Channel]: # One for each column of the motion block
@@ -92,7 +93,7 @@ def _columns(
     return [Channel(i, j, 'xyz'.index(name[0]), name.endswith('rotation'))
             for i,(j,name) in enumerate(flat)]
 
-# %% ../nbs/00ab_bvh.ipynb #00ab-016
+# %% ../nbs/00ab_bvh.ipynb #00ab-017
 def _positions(
     values:Tensor, # The motion block, (T,C)
     channels:list[Channel], # Its columns
@@ -118,7 +119,7 @@ def _fold_root(
         joints,parents,q,p = joints[1:],[k-1 for k in parents[1:]],q[:,1:],p[:,1:]
     return joints,parents,q,p
 
-# %% ../nbs/00ab_bvh.ipynb #00ab-019
+# %% ../nbs/00ab_bvh.ipynb #00ab-020
 _RIGS = {'cmu_mb':({'LHipJoint', 'LowerBack', 'LeftUpLeg'}, 'CMU units'),
          'cmu_amc':({'lhipjoint', 'lowerback', 'lfemur'}, 'CMU units'),
          'cmu_daz':({'lThigh', 'lShin', 'lShldr'}, 'centimetres')}
@@ -141,6 +142,7 @@ def rig_unit(
     rig = rig_name(joints)
     return _RIGS[rig][1] if rig else None
 
+# %% ../nbs/00ab_bvh.ipynb #00ab-021
 def fix_cmu_offsets(
     skeleton:Skeleton, # Read from a `cmu_mb` BVH
 )->tuple[Skeleton, list[str]]: # With the bones put back, and the joints concerned
@@ -153,7 +155,7 @@ def fix_cmu_offsets(
         o[index[j]] = bone.norm()*o.new_tensor(_THORAX) if _LOST[j]=='Spine1' else bone/2
     return replace(skeleton, offsets=o),lost
 
-# %% ../nbs/00ab_bvh.ipynb #00ab-026
+# %% ../nbs/00ab_bvh.ipynb #00ab-028
 _HEADERS = re.compile(r'\s*HIERARCHY\b(.*?)^[ \t]*MOTION\s+Frames\s*:\s*(\S+)\s+'
                       r'Frame\s+Time\s*:\s*(\S+)[^\S\n]*(.*)', re.I|re.S|re.M)
 
@@ -179,7 +181,7 @@ def _tpose_first(values, channels):
     root = [c.column for c in channels if c.turns and c.joint==0]
     return len(values) > 1 and not values[0,root].any() and bool(values[1,root].any())
 
-# %% ../nbs/00ab_bvh.ipynb #00ab-027
+# %% ../nbs/00ab_bvh.ipynb #00ab-029
 def _scaled(
     tree:_Tree, # In file units
     scale:float|None, # Metres a unit, if the caller knows
@@ -191,6 +193,7 @@ def _scaled(
                          tree.parents+[j for j,_ in ends])
     return metres_per_unit(scale, extent, path, rig_unit(tree.joints))
 
+# %% ../nbs/00ab_bvh.ipynb #00ab-030
 def _at_rest(
     tree:_Tree, # As in the file
     joints:list[str], # Without folded roots
@@ -209,6 +212,7 @@ def _at_rest(
     return skeleton,dict(rig=rig, fixed_offsets=fixed, stray=stray,
                          folded=tree.joints[:len(tree.joints)-len(joints)])
 
+# %% ../nbs/00ab_bvh.ipynb #00ab-031
 def read_bvh(
     path:str|Path, # A .bvh file
     scale:float|None=None, # Metres a file unit; None: guess by the size of the skeleton
@@ -232,7 +236,7 @@ def read_bvh(
     poses = quaternion_to_axis_angle(standardize_quaternion(q))
     return Motion(poses, p[:,0], skeleton, fps, Path(path).stem, str(path), meta)
 
-# %% ../nbs/00ab_bvh.ipynb #00ab-033
+# %% ../nbs/00ab_bvh.ipynb #00ab-037
 def _lines(
     s:Skeleton, # The tree
     j:int, # Begin with this joint
@@ -253,6 +257,7 @@ def _lines(
     for line in [] if kids else ['End Site', '{', '\t'+tip, '}']: yield f'{tab}\t{line}',None
     yield tab+'}',None
 
+# %% ../nbs/00ab_bvh.ipynb #00ab-038
 def write_bvh(
     motion:Motion, # On any skeleton with offsets
     path:str|Path, # The .bvh file to write

@@ -66,6 +66,7 @@ def _dm_rotation(
         raise MotionError(path, joint, 'quaternions of length 1', f'one of {far:.3g}')
     return _face_z(quaternion_to_axis_angle(standardize_quaternion(x/n)))
 
+# %% ../nbs/00b_motion.ipynb #00b-014
 def _dm_table(
     path:str|Path, # A clip
 )->tuple[str, Tensor]: # 'wrap' or 'none', frames (T,44)
@@ -87,7 +88,7 @@ def _dm_table(
     t,i = (~x.isfinite()).nonzero()[0].tolist()
     raise MotionError(path, f'frame {t}, number {i}', 'a finite number', 'NaN or infinity')
 
-# %% ../nbs/00b_motion.ipynb #00b-014
+# %% ../nbs/00b_motion.ipynb #00b-015
 def read_deepmimic(
     path:str|Path, # A clip, as `humanoid3d_walk.txt`
 )->Motion: # On the 15 joints of `deepmimic_skeleton`
@@ -105,7 +106,7 @@ def read_deepmimic(
                 shortest_quaternion=shortest)
     return Motion(poses, _face_z(x[:,1:4]), s, fps, Path(path).stem, str(path), meta)
 
-# %% ../nbs/00b_motion.ipynb #00b-021
+# %% ../nbs/00b_motion.ipynb #00b-022
 READERS = {'.bvh':read_bvh, '.amc':read_amc, '.npz':read_npz, '.smpl':read_smpl_codec}
 WRITERS = {'.bvh':write_bvh, '.npz':write_npz, '.smpl':write_smpl_codec}
 _SIGNS = [(rb'\s*HIERARCHY\b', read_bvh), (rb'PK\x03\x04', read_npz),
@@ -133,6 +134,7 @@ def read_motion(
     raise MotionError(path, 'kind of file', f"{', '.join(READERS)} or a DeepMimic clip",
         repr(Path(path).suffix), 'an .asf is read with its .amc' if asf else None)
 
+# %% ../nbs/00b_motion.ipynb #00b-023
 def write_motion(
     motion:Motion, # What to write
     path:str|Path, # .bvh, .npz or .smpl
@@ -143,7 +145,7 @@ def write_motion(
     if writer: return writer(motion, path, **kwargs)
     raise MotionError(path, 'kind of file', ', '.join(WRITERS), repr(Path(path).suffix))
 
-# %% ../nbs/00b_motion.ipynb #00b-025
+# %% ../nbs/00b_motion.ipynb #00b-027
 class BadFile(NamedTuple):
     "A file that could not be read, and why"
     path:str; reason:str
@@ -164,6 +166,7 @@ def find_motions(
         out += known
     return list(dict.fromkeys(out))
 
+# %% ../nbs/00b_motion.ipynb #00b-028
 def read_many(
     paths:str|Path|Iterable[str|Path], # Files and folders
     on_bad:str='report', # 'report' warns and goes on, 'skip' goes on, 'raise' stops

@@ -176,6 +176,7 @@ def _product(
         q = [c*q[i]+sign*(s*q[other]) for i,(other,sign) in enumerate(_TIMES[axis])]
     return torch.stack(q, -1)
 
+# %% ../nbs/00aa_take.ipynb #00aa-031
 def channel_rotations(
     values:Tensor, # The table, (T,C); rotations in radians
     channels:list[Channel], # Its columns; those of a joint in the order of the product
@@ -194,6 +195,7 @@ def channel_rotations(
         q[:,joints] = _product([values[:,c]/2 for c in columns], axes)
     return q
 
+# %% ../nbs/00aa_take.ipynb #00aa-032
 def check_channels(
     values:Tensor, # The table, (T,C)
     channels:list[Channel], # Its columns
@@ -208,7 +210,7 @@ def check_channels(
     raise MotionError(path, f'frame {t}, channel {name}', 'a finite number',
                       values[t,i].item())
 
-# %% ../nbs/00aa_take.ipynb #00aa-034
+# %% ../nbs/00aa_take.ipynb #00aa-036
 def read_text(
     path:str|Path, # A text file
 )->str: # What it says
@@ -236,6 +238,7 @@ def floats(
 
 _TEN = 10.**np.arange(23) # powers that float64 holds exactly
 
+# %% ../nbs/00aa_take.ipynb #00aa-037
 def _decimals(
     text:bytes, # Numbers and blanks, a blank at the end
 )->np.ndarray|None: # All of them, float64; None if they are not plain decimals
@@ -260,6 +263,7 @@ def _decimals(
 
 _NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)', re.I)
 
+# %% ../nbs/00aa_take.ipynb #00aa-038
 def _blocks(
     text:bytes, # Numbers and blanks
     size:int=2**17, # Bytes that stay in the cache
@@ -277,6 +281,7 @@ def _floats(block):
     x = _decimals(block)
     return np.fromstring(block, sep=' ') if x is None else x
 
+# %% ../nbs/00aa_take.ipynb #00aa-039
 def _numbers(
     text:str, # Numbers and blanks
     path:str|Path, # For the error
@@ -293,7 +298,7 @@ def _numbers(
                 raise MotionError(path, f'line {i} of the motion', 'numbers', repr(w[:40]))
     raise MotionError(path, 'motion', 'numbers', 'something else')
 
-# %% ../nbs/00aa_take.ipynb #00aa-037
+# %% ../nbs/00aa_take.ipynb #00aa-042
 def read_table(
     text:str, # The motion block
     frames:int, # What the header claims
@@ -313,7 +318,7 @@ def read_table(
         f'{n} and a part of {rest} numbers' if rest else n,
         'the file is cut off' if n < frames else None)
 
-# %% ../nbs/00aa_take.ipynb #00aa-040
+# %% ../nbs/00aa_take.ipynb #00aa-045
 def frame_rate(
     seconds:str, # Frame time as the file spells it
 )->float: # Frames a second; NaN if that is no time
@@ -326,7 +331,7 @@ def frame_rate(
     off = abs(n*dt-1)
     return float(n) if off < 1e-4 or (off < 3e-3 and abs(dt-1/n) <= last) else 1/dt
 
-# %% ../nbs/00aa_take.ipynb #00aa-043
+# %% ../nbs/00aa_take.ipynb #00aa-048
 UNITS = {'metres':1., 'centimetres':.01, 'millimetres':.001, 'inches':.0254,
          'CMU units':.0254/.45}
 
@@ -350,7 +355,7 @@ def rest_extent(
         up = np.where(up >= 0, parents[up], -1)
     return float(np.ptp(x, axis=0).max())
 
-# %% ../nbs/00aa_take.ipynb #00aa-047
+# %% ../nbs/00aa_take.ipynb #00aa-052
 def metres_per_unit(
     scale:float|None, # What the caller says, if anything
     extent:float, # Of the rest pose, file units
@@ -376,7 +381,7 @@ def file_skeleton(
     try: return Skeleton(name, tuple(joints), tuple(parents), mirror_ids(joints), offsets)
     except ValueError as e: raise MotionError(path, str(e)) from e
 
-# %% ../nbs/00aa_take.ipynb #00aa-050
+# %% ../nbs/00aa_take.ipynb #00aa-055
 _COUNT = itertools.count()
 
 @contextmanager
