@@ -305,6 +305,7 @@ def points_per_unit(
 # %% ../nbs/00ea_sketch.ipynb #00ea-036
 class PoseFigure(Figure):
     "A figure outside pyplot that shows itself in a notebook"
+    def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs)
     def _repr_mimebundle_(self, **kwargs):
         return {'image/png': base64.b64encode(figure_png(self, 110)).decode(), 'text/plain': repr(self)}
 
