@@ -210,7 +210,8 @@ def _as_smplx(
         meta=dict(motion.meta, retarget=done))
 
 def _pad(motion:Motion)->Motion:
-    "A motion of the SMPL family with all 55 joints"
+    "A motion of the SMPL family with all 55 joints, y up"
+    motion = motion.to_up('y')
     if motion.skeleton.name=='smplx': return motion
     layout = get_skeleton(_smpl_layout(motion.skeleton))
     order = [motion.skeleton.index(j) for j in layout.joints]

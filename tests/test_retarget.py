@@ -329,3 +329,28 @@ def test_figures_of_the_trunk_and_limb_lines():
     leg = degrees_between(line(x, s.index('LeftUpLeg'), s.index('LeftFoot')), line(y, 1, 7))
     arm = degrees_between(line(x, s.index('LeftArm'), s.index('LeftHand')), line(y, 16, 20))
     assert leg.median() < 1 and arm.median() < 6
+
+
+# ---- the SMPL family
+
+def test_z_up_amass_stands_up(tmp_path):
+    "AMASS files are z up; everything after retargeting is y up"
+    from posebook.motion import read_npz, write_npz
+    from posebook.poses import PoseSet, embedded_data
+    walk = next(m for m in embedded_data() if m.name == 'walk')
+    write_npz(walk, tmp_path/'walk.npz', up='z')
+    file = read_npz(tmp_path/'walk.npz')
+    assert file.meta['up'] == 'z' and file.joints()[..., 2].mean() > .5
+    turned = PoseSet.build([tmp_path/'walk.npz'], middle=1.).motion(0)
+    torch.testing.assert_close(turned.joints(), walk.joints(), atol=1e-4, rtol=0)
+
+
+def test_smplx_in_another_order_is_recognised(tmp_path):
+    "A BVH file written from SMPL-X is SMPL-X again, though depth first and under another name"
+    from posebook.motion import read_bvh, write_bvh
+    from posebook.poses import embedded_data
+    kick = next(m for m in embedded_data() if m.name == 'kick')
+    write_bvh(kick, tmp_path/'kick.bvh')
+    back = retarget(read_bvh(tmp_path/'kick.bvh'))
+    assert back.skeleton.name == 'smplx'
+    torch.testing.assert_close(back.joints(), kick.joints(), atol=2e-3, rtol=0)
