@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'MODELS', 'COMMANDS', 'add_arguments', 'say', 'write_text', 'load_poses', 'report_skipped', 'data', 'convert',
-           'fit', 'lightning_arguments', 'run_fit', 'lightning_cli', 'finish_fit', 'listed', 'tensors', 'versions',
-           'run_card', 'trial_keys', 'evaluate', 'unseen', 'sample', 'write_poses', 'view', 'pose_set_motion', 'demo',
-           'fit_gaussians', 'score_kinds', 'shaken', 'energy_table', 'demo_page', 'real_text', 'small', 'score_figure',
-           'sample_figure', 'joint_figure', 'energy_figure', 'projection_figure', 'parse', 'usage', 'run', 'UsageError',
-           'main', 'fail', 'one_line']
+           'fit', 'lightning_arguments', 'run_fit', 'lightning_cli', 'finish_fit', 'run_card', 'evaluate', 'unseen',
+           'sample', 'write_poses', 'view', 'pose_set_motion', 'demo', 'parse', 'usage', 'run', 'UsageError', 'main',
+           'fail', 'one_line']
 
 # %% ../nbs/10_cli.ipynb #10-003
 import argparse, json, os, sys, time, warnings
@@ -171,7 +169,8 @@ def finish_fit(
     a:argparse.Namespace, # Short options, parsed
 ):
     "Score on the held-out sequences and save what it takes to repeat the run"
-    from posebook.prior import score_prior, score_table
+    from posebook.demo import listed, tensors
+    from posebook.scores import score_prior, score_table
     prior,held = cli.model.cpu().eval(),cli.datamodule.test_set
     output = Path(cli.trainer.default_root_dir)
     poses,groups = tensors(held)
@@ -183,39 +182,16 @@ def finish_fit(
     print(f'saved {output/"prior"}')
 
 # %% ../nbs/10_cli.ipynb #10-021
-def listed(
-    reasons:dict, # Joint to why it is not fully in the density
-)->str:
-    "One line of joints and reasons"
-    return ', '.join(f'{n} ({why})' for n,why in reasons.items()) or 'none'
-
-def tensors(
-    poses, # A `PoseSet`
-): # Poses (N, 55, 3) and the sequence of each (N,), as tensors
-    "A pose set in memory"
-    import numpy as np, torch
-    return torch.as_tensor(np.array(poses.poses)).float(), torch.as_tensor(np.array(poses.sequence))
-
-def versions()->dict[str,str]:
-    "Versions of what computes"
-    from importlib.metadata import version
-    return {n: version(n) for n in ('posebook','torch','pytorch-lightning','numpy')} | {'python': sys.version.split()[0]}
-
 def run_card(
     cli, # The LightningCLI that has trained
     scores, # `Scores` on the held-out sequences
 )->dict: # Plain values
     "Where weights come from"
     from dataclasses import asdict
+    from posebook.demo import trial_keys, versions
     d = cli.datamodule
     return dict(data=dict(fingerprint=d.fingerprint, train=trial_keys(d.train_set), test=trial_keys(d.test_set)),
                 seed=cli.config.fit.seed_everything, versions=versions(), scores=asdict(scores))
-
-def trial_keys(
-    poses, # A `PoseSet`
-)->list[str]: # Sorted
-    "What identifies each sequence: its trial, whatever file it came in"
-    return sorted({p['group'] for p in poses.provenance})
 
 # %% ../nbs/10_cli.ipynb #10-023
 def evaluate(
@@ -228,7 +204,9 @@ def evaluate(
 ):
     "Score priors on held-out poses; sequences that a prior was trained on are left out"
     from dataclasses import asdict
-    from posebook.prior import PosePrior, score_prior, score_table
+    from posebook.demo import tensors
+    from posebook.prior import PosePrior
+    from posebook.scores import score_prior, score_table
     loaded = {name: PosePrior.from_pretrained(name) for name in priors}
     held = unseen(load_poses(data), loaded)
     poses,groups = tensors(held)
@@ -319,192 +297,13 @@ def demo(
     seed:int=0, # Seed of the split and of the samples
 ):
     "Fit all Gaussian priors to real mocap, score them, and write a page of figures"
-    from posebook.prior import score_prior, score_table
+    from posebook.demo import run_demo
     start = time.time()
     say('1/5 reading mocap')
-    parts = load_poses(data).split(by='sequence', fractions=(.6,0,.4), seed=seed)
-    say(f'    {len(parts["train"])} poses to train on, {len(parts["test"])} poses of other clips held out')
-    say('2/5 fitting the Gaussian priors')
-    priors = fit_gaussians(tensors(parts['train'])[0], joints)
-    say('3/5 scoring them on held-out clips')
-    held,groups = tensors(parts['test'])
-    scores = [score_prior(p, held, groups, name=k, seed=seed) for k,p in priors.items()]
-    print(score_table(scores))
-    say('4/5 drawing samples; scoring real, noisy and sampled poses')
-    energies = score_kinds(priors, held, seed)
-    print('\n'+energy_table(energies))
-    say('5/5 drawing the page')
-    page = demo_page(Path(output), parts, priors, scores, energies, held, seed)
-    card = dict(data=dict(train=trial_keys(parts['train']), test=trial_keys(parts['test'])), seed=seed, versions=versions())
-    for k,p in priors.items(): p.save_pretrained(Path(output)/'priors'/k, card)
+    page = run_demo(load_poses(data), Path(output), joints, seed, say)
     print(f'\n{page}   ({time.time()-start:.0f} s)')
 
-# %% ../nbs/10_cli.ipynb #10-029
-def fit_gaussians(
-    poses, # Training poses, shape (N, 55, 3)
-    joints:str='body', # Joints to model
-)->dict: # Kind to fitted prior
-    "Every Gaussian prior, fitted"
-    from posebook.gaussian import KINDS, GaussianPrior
-    priors = {}
-    for kind in KINDS:
-        start = time.time()
-        priors[kind] = p = GaussianPrior(kind, joints=joints).fit(poses)
-        say(f'    {kind}: {p.n_parameters} parameters over {p.dim} coordinates, {time.time()-start:.1f} s')
-    say('    not fully in the density: ' + listed(p.coordinates.excluded()))
-    return priors
-
-def score_kinds(
-    priors:dict, # Name to prior
-    real, # Held-out poses, shape (N, 55, 3)
-    seed:int=0, # Seed of noise and samples
-    noise:float=.3, # Noise on each coordinate, radians
-)->dict: # Name of prior to {'real','noisy','sampled'} to energies (N,)
-    "Energies of real, noisy and sampled poses"
-    import torch
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        return {k: dict(real=p.energy(real), noisy=p.energy(shaken(p, real, noise, g)),
-                        sampled=p.energy(p.sample(len(real), generator=g))) for k,p in priors.items()}
-
-def shaken(
-    prior, # Its coordinates are shaken, so joints that never move stay still
-    poses, # Shape (N, 55, 3)
-    noise:float, # Standard deviation on each coordinate, radians
-    generator, # Source of randomness
-): # Shape (N, 55, 3)
-    "Noisy `poses`, with noise only where the data moves"
-    import torch
-    c = prior.coordinates
-    out,x = poses.clone(),c(poses)
-    out[:,c.ids] = c.inverse(x + noise*torch.randn(x.shape, generator=generator))[:,c.ids]
-    return out
-
-def energy_table(
-    energies:dict, # From `score_kinds`
-)->str:
-    "Median energy of real, noisy and sampled poses, and how often the prior tells noise from real"
-    lines = [f'{"median energy":14s} {"real":>10s} {"noisy":>10s} {"sampled":>10s} {"noisy > real":>13s}']
-    for k,e in energies.items():
-        wins = (e['noisy'] > e['real']).float().mean()
-        lines.append(f'{k:14s} {e["real"].median():10.1f} {e["noisy"].median():10.1f} {e["sampled"].median():10.1f} {wins:13.1%}')
-    return '\n'.join(lines)
-
 # %% ../nbs/10_cli.ipynb #10-030
-def demo_page(
-    folder:Path, # Where to write
-    parts:dict, # The split pose set
-    priors:dict, # Name to prior
-    scores:list, # From `score_prior`
-    energies:dict, # From `score_kinds`
-    held, # Held-out poses, shape (N, 55, 3)
-    seed:int=0, # Seed of the samples
-)->Path: # The page
-    "One self-contained page with the figures of the demo"
-    from posebook.prior import score_table
-    from posebook.view import animate, html_pre, html_report
-    sections = {
-        'Real mocap': [real_text(parts), animate(parts['test'].motion(0), title=parts['test'].names[0])],
-        'Scores on clips that no prior saw': [
-            'Lower NLL and higher precision and recall are better; bars are 95 % intervals over clips.',
-            html_pre(score_table(scores)), score_figure(scores)],
-        'Samples': ['The first row is real; every other row is drawn from one prior.', sample_figure(priors, held, seed)],
-        'Which numbers differ': [joint_figure(priors, held, seed)],
-        'Real, noisy, sampled': [
-            'Noise of 17 degrees on every coordinate that moves. A prior worth its name gives noisy poses a higher energy.',
-            html_pre(energy_table(energies)), energy_figure(energies)],
-        'Pulled back': ['The noisy poses, and what each prior makes of them.', projection_figure(priors, held, seed)]}
-    return html_report('posebook demo', sections, folder/'index.html')
-
-def real_text(
-    parts:dict, # The split pose set
-)->str:
-    "What was read and how it was split"
-    names = {k: ', '.join(p.names) for k,p in parts.items()}
-    return (f'{sum(map(len, parts.values()))} poses. Trained on {names["train"]}. '
-            f'Held out: {names["test"]}. Below, one held-out clip.')
-
-# %% ../nbs/10_cli.ipynb #10-031
-def small(
-    *axes, # Axes of a figure
-):
-    "Small type, and no box"
-    for ax in axes:
-        ax.tick_params(labelsize=7); ax.spines[['top','right']].set_visible(False)
-        for text in (ax.title, ax.xaxis.label, ax.yaxis.label): text.set_fontsize(8)
-
-def score_figure(
-    scores:list, # From `score_prior`
-): # A matplotlib Figure
-    "Held-out NLL with its interval, and precision against recall"
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(7,2.4), layout='constrained')
-    a,b = fig.subplots(1,2)
-    for i,s in enumerate(scores):
-        if s.nll: a.errorbar(s.nll.mean, i, xerr=[[s.nll.mean-s.nll.low],[s.nll.high-s.nll.mean]], fmt='o', capsize=3)
-        b.scatter(s.recall, s.precision); b.annotate(s.prior, (s.recall,s.precision), xytext=(4,3), textcoords='offset points', fontsize=8)
-    a.set(yticks=range(len(scores)), yticklabels=[s.prior for s in scores], xlabel='held-out NLL (nats)')
-    a.invert_yaxis()
-    b.set(xlabel='recall', ylabel='precision', xlim=(-.03,1.03), ylim=(-.03,1.03))
-    small(a, b)
-    return fig
-
-def sample_figure(
-    priors:dict, # Name to prior
-    real, # Held-out poses, shape (N, 55, 3)
-    seed:int=0, # Seed of the samples
-    n:int=6, # Poses in a row
-): # A matplotlib Figure
-    "A row of real poses, and a row of samples from each prior"
-    import torch
-    from posebook.view import plot_poses
-    g = torch.Generator().manual_seed(seed)
-    rows = [real[torch.linspace(0, len(real)-1, n).long()]] + [p.sample(n, generator=g) for p in priors.values()]
-    poses = torch.cat(rows); poses[:,0] = 0
-    return plot_poses(poses, ncols=n, titles=[t for t in ('real',*priors) for _ in range(n)])
-
-def joint_figure(
-    priors:dict, # Name to prior
-    real, # Held-out poses, shape (N, 55, 3)
-    seed:int=0, # Seed of the samples
-): # A matplotlib Figure
-    "Distributions of a few joints: real, and drawn from the simplest and the richest prior"
-    import torch
-    from posebook.view import plot_joint_distributions
-    names,g = [*priors][:1]+[*priors][-1:],torch.Generator().manual_seed(seed)
-    return plot_joint_distributions({'real': real} | {k: priors[k].sample(len(real), generator=g) for k in names})
-
-def energy_figure(
-    energies:dict, # From `score_kinds`
-): # A matplotlib Figure
-    "Distribution of energies, one panel a prior"
-    import torch
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(7,2.2), layout='constrained')
-    for ax,(name,e) in zip(fig.subplots(1, len(energies), squeeze=False)[0], energies.items()):
-        low,high = torch.cat(list(e.values())).quantile(torch.tensor([.01,.95])).tolist()
-        for kind,color in (('real','#222222'),('noisy','#d9822b'),('sampled','#3b6ea5')):
-            ax.hist(e[kind].clamp(low,high).numpy(), 40, (low,high), histtype='step', color=color, label=kind, density=True)
-        ax.set(title=name, xlabel='energy (nats)', yticks=[])
-        small(ax)
-    ax.legend(frameon=False, fontsize=7)
-    return fig
-
-def projection_figure(
-    priors:dict, # Name to prior
-    real, # Held-out poses, shape (N, 55, 3)
-    seed:int=0, # Seed of the noise
-    n:int=6, # Poses in a row
-): # A matplotlib Figure
-    "Real poses, the same with noise, and what each prior makes of them"
-    import torch
-    from posebook.view import plot_poses
-    real = real[torch.linspace(0, len(real)-1, n).long()].clone(); real[:,0] = 0
-    noisy = shaken(next(iter(priors.values())), real, .3, torch.Generator().manual_seed(seed))
-    rows = [real, noisy] + [p.project(noisy) for p in priors.values()]
-    return plot_poses(torch.cat(rows), ncols=n, titles=[t for t in ('real','noisy',*priors) for _ in range(n)])
-
-# %% ../nbs/10_cli.ipynb #10-033
 COMMANDS = dict(demo=demo, data=data, convert=convert, fit=fit, evaluate=evaluate, sample=sample, view=view)
 
 def parse(
@@ -545,7 +344,7 @@ def run(
 class UsageError(ValueError):
     "The command line itself is wrong"
 
-# %% ../nbs/10_cli.ipynb #10-034
+# %% ../nbs/10_cli.ipynb #10-031
 def main(
     argv:list[str]|None=None, # Arguments; None takes those of the process
 )->int: # Exit code

@@ -10,7 +10,8 @@ import math
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
-from .prior import Moments, PosePrior, PriorError, check_poses
+from .coordinates import Moments, PriorError, check_poses
+from .prior import PosePrior
 
 # %% ../nbs/01_gaussian.ipynb #01-007
 KINDS = ('diagonal','per_joint','full','mixture')

@@ -3,7 +3,7 @@ import math
 import numpy as np, pytest, torch
 from scipy.stats import multivariate_normal
 from posebook.gaussian import KINDS, GaussianPrior, k_means, regression_mask
-from posebook.prior import PriorError
+from posebook.coordinates import PriorError
 from test_prior import some_poses
 
 

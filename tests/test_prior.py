@@ -3,8 +3,8 @@ import json, math
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from posebook.gaussian import GaussianPrior
-from posebook.prior import (CONFIG, WEIGHTS, Moments, PosePrior, PriorError, Reservoir, check_poses,
-                            independent_directions)
+from posebook.coordinates import Moments, PriorError, check_poses, independent_directions
+from posebook.prior import CONFIG, WEIGHTS, PosePrior, Reservoir
 
 
 def some_poses(n=400, moving=(1, 2, 4, 16), seed=0, sigma=.3):
