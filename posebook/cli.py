@@ -171,11 +171,12 @@ def finish_fit(
     "Score on the held-out sequences and save what it takes to repeat the run"
     from posebook.demo import listed, tensors
     from posebook.scores import score_prior, score_table
-    prior,held = cli.model.cpu().eval(),cli.datamodule.test_set
-    output = Path(cli.trainer.default_root_dir)
-    poses,groups = tensors(held)
-    scores = score_prior(prior, poses, groups, name=a.model)
-    print(score_table([scores]))
+    prior,output = cli.model.cpu().eval(),Path(cli.trainer.default_root_dir)
+    scores = None
+    if 'test' in cli.datamodule.parts:
+        scores = score_prior(prior, *tensors(cli.datamodule.test_set), name=a.model)
+        print(score_table([scores]))
+    else: say('no recording was held out, so there is no score')
     say('not fully in the density: ' + listed(prior.coordinates.excluded()))
     prior.save_pretrained(output/'prior', card=run_card(cli, scores))
     write_text(output/'config.yaml', cli._parser('fit').dump(cli.config.fit, skip_none=False))
@@ -184,14 +185,15 @@ def finish_fit(
 # %% ../nbs/10_cli.ipynb #10-021
 def run_card(
     cli, # The LightningCLI that has trained
-    scores, # `Scores` on the held-out sequences
+    scores, # `Scores` on the held-out sequences, or None
 )->dict: # Plain values
     "Where weights come from"
     from dataclasses import asdict
     from posebook.demo import trial_keys, versions
     d = cli.datamodule
-    return dict(data=dict(fingerprint=d.fingerprint, train=trial_keys(d.train_set), test=trial_keys(d.test_set)),
-                seed=cli.config.fit.seed_everything, versions=versions(), scores=asdict(scores))
+    recordings = {part: trial_keys(poses) for part,poses in d.parts.items()}
+    return dict(data=dict(fingerprint=d.fingerprint, **recordings), versions=versions(),
+                seed=cli.config.fit.seed_everything, scores=scores and asdict(scores))
 
 # %% ../nbs/10_cli.ipynb #10-023
 def evaluate(

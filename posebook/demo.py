@@ -28,7 +28,7 @@ def tensors(
     poses:PoseSet, # A pose set
 )->tuple[Tensor,Tensor]: # Poses (N, 55, 3), and the sequence of each (N,)
     "A pose set in memory"
-    return torch.as_tensor(poses.poses).float(), torch.as_tensor(poses.sequence)
+    return torch.tensor(poses.poses), torch.tensor(poses.sequence)
 
 def trial_keys(
     poses:PoseSet, # A pose set

@@ -135,3 +135,24 @@ def test_convert_and_view(fitted, tmp_path, capsys):
 def test_unknown_suffix_is_refused_before_any_work(fitted, tmp_path, capsys):
     assert main(['sample', str(fitted), '--output', str(tmp_path/'s.docx')]) == 1
     assert not any(tmp_path.iterdir()) and '.docx' in capsys.readouterr().err
+
+
+def few(folder, n):
+    "A folder with `n` recordings"
+    from posebook.motion import write_motion
+    from posebook.poses import embedded_data
+    folder.mkdir()
+    for m in list(embedded_data())[:n]: write_motion(m, folder/f'{m.name}.npz')
+    return str(folder)
+
+
+def test_two_recordings_are_enough(tmp_path, capsys):
+    assert main(['fit', 'gaussian', '--data', few(tmp_path/'d', 2), '--output', str(tmp_path/'r'), *QUIET]) == 0
+    assert 'no interval' in capsys.readouterr().out
+
+
+def test_one_recording_fits_without_a_score(tmp_path, capsys):
+    args = ['fit', 'gaussian', '--data', few(tmp_path/'d', 1), '--output', str(tmp_path/'r'), *QUIET]
+    assert main(args) == 1 and 'set a share to 0' in capsys.readouterr().err
+    assert main([*args, '--data.fractions', '[1,0,0]']) == 0
+    assert 'no score' in capsys.readouterr().err and (tmp_path/'r'/'prior').is_dir()
