@@ -258,7 +258,7 @@ def write_npz(
         for p in ('root', 'body', 'jaw', 'eyes', 'hands'):
             a,b,names = PARTS[p]
             out[names[0]] = poses[:,3*a:3*b]
-    with replacing(path) as part, open(part, 'wb') as f: np.savez_compressed(f, **out)
+    with whole_file(path) as part, open(part, 'wb') as f: np.savez_compressed(f, **out)
 
 # %% ../nbs/00ae_amass.ipynb #00ae-038
 def _smplcodec():
@@ -316,4 +316,4 @@ def write_smpl_codec(
         gender=codec.SMPLGender[gender], frame_count=len(m), frame_rate=m.fps,
         shape_parameters=None if betas is None else np.array(betas, np.float32),
         body_translation=m.trans.cpu().numpy(), **parts)
-    with replacing(path) as part, open(part, 'wb') as f: c.write_to_buffer(f)
+    with whole_file(path) as part, open(part, 'wb') as f: c.write_to_buffer(f)

@@ -272,7 +272,7 @@ def write_bvh(
     ids = [j for _,j in lines if j is not None]
     R = axis_angle_to_matrix(m.poses[:,ids].double())
     angles = matrix_to_euler_angles(R, order).rad2deg().flatten(1)
-    with replacing(path) as part, open(part, 'w', encoding='utf-8') as f:
+    with whole_file(path) as part, open(part, 'w', encoding='utf-8') as f:
         print('HIERARCHY', *[l for l,_ in lines], 'MOTION', f'Frames: {len(m)}',
               f'Frame Time: {1/m.fps:.10g}', sep='\n', file=f)
         np.savetxt(f, torch.cat([m.trans.double()*scale, angles], 1).numpy(), fmt='%.6f')

@@ -44,7 +44,7 @@ def write_text(
     text:str, # Its content
 ):
     "Write `text` to `path`, whole or not at all"
-    from posebook.player import whole_file
+    from posebook.take import whole_file
     with whole_file(path) as part: part.write_text(text)
 
 def load_poses(

@@ -175,7 +175,7 @@ def energy_figure(
     for ax,(name,e) in zip(panels, energies.items()):
         ends = torch.cat(list(e.values())).quantile(torch.tensor([.01,.95])).tolist()
         for kind,color in (('real','#222222'),('noisy','#d9822b'),('sampled','#3b6ea5')):
-            ax.hist(e[kind].clamp(*ends).numpy(), 40, ends, histtype='step', color=color,
+            ax.hist(e[kind].clamp(*ends).numpy(), 40, range=ends, histtype='step', color=color,
                     label=kind, density=True)
         ax.set(title=name, xlabel='energy (nats)', yticks=[])
     small(*panels)

@@ -6,7 +6,7 @@
 __all__ = ['READERS', 'WRITERS', 'deepmimic_skeleton', 'read_deepmimic', 'read_motion', 'write_motion', 'BadFile', 'find_motions',
            'read_many', 'Asf', 'Channel', 'Motion', 'MotionError', 'UNITS', 'find_asf', 'fix_cmu_offsets', 'frame_rate',
            'guess_unit', 'load_arrays', 'march', 'read_amc', 'read_archive', 'read_asf', 'read_bvh', 'read_npz',
-           'read_smpl_codec', 'replacing', 'rig_name', 'write_bvh', 'write_npz', 'write_smpl_codec']
+           'read_smpl_codec', 'whole_file', 'rig_name', 'write_bvh', 'write_npz', 'write_smpl_codec']
 
 # %% ../nbs/00b_motion.ipynb #00b-003
 import json, math, re, warnings
@@ -26,7 +26,7 @@ from .amass import *
 # %% ../nbs/00b_motion.ipynb #00b-006
 _all_ = ['Asf', 'Channel', 'Motion', 'MotionError', 'UNITS', 'find_asf', 'fix_cmu_offsets',
     'frame_rate', 'guess_unit', 'load_arrays', 'march', 'read_amc', 'read_archive', 'read_asf',
-    'read_bvh', 'read_npz', 'read_smpl_codec', 'replacing', 'rig_name', 'write_bvh',
+    'read_bvh', 'read_npz', 'read_smpl_codec', 'whole_file', 'rig_name', 'write_bvh',
     'write_npz', 'write_smpl_codec']
 
 # %% ../nbs/00b_motion.ipynb #00b-010

@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'deal', 'Split', 'assert_disjoint', 'IndexBatches', 'PoseRows', 'PoseDataModule']
 
 # %% ../nbs/00bd_poses.ipynb #00bd-002
-import hashlib, json, math, os, uuid
+import hashlib, json, math
 from pathlib import Path
 
 import numpy as np, torch
@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from fastcore.basics import patch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from .take import whole_file
 from .collection import Reading, cached_build, join, links_of
 from .poseset import PoseSet, VERSION, embedded_data
 from .poseset import data_dir, data_sources, list_data # noqa: F401 (from here too)
@@ -47,11 +48,7 @@ class Split(dict):
     record:dict
     def save(self, path):
         "Write the record as JSON"
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        hidden = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
-        hidden.write_text(json.dumps(self.record, indent=1))
-        os.replace(hidden, path)
+        with whole_file(path) as part: part.write_text(json.dumps(self.record, indent=1))
 
 def assert_disjoint(
     parts:dict[str,PoseSet], # Sets by name

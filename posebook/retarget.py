@@ -4,7 +4,7 @@
 
 # %% ../nbs/00ba_retarget.ipynb #00ba-003
 from __future__ import annotations
-import math, os, re
+import math, re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .rotations import axis_angle_to_matrix, matrix_to_axis_angle, so3_relative_angle
 from .skeleton import Skeleton, convert_pose, get_skeleton, global_to_local
 from .motion import Motion, read_deepmimic
+from .take import whole_file
 from .rigs import BODY, RetargetError, find_rig, limb_axis, rotation_between, transfer
 
 # %% auto #0
@@ -243,8 +244,5 @@ def save_clips(
     path:str|Path, # An .npz file
 )->Path: # The same path
     "Write the arrays, first under another name so that no half file is left"
-    path = Path(path)
-    part = path.with_name(path.name+'.part')
-    with open(part, 'wb') as f: np.savez_compressed(f, **clips)
-    os.replace(part, path)
-    return path
+    with whole_file(path) as part: np.savez_compressed(part, **clips)
+    return Path(path)

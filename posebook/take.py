@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'MotionError', 'Motion', 'march', 'Channel', 'channel_rotations', 'check_channels', 'read_text', 'floats',
-           'read_table', 'frame_rate', 'guess_unit', 'rest_extent', 'metres_per_unit', 'file_skeleton', 'replacing']
+           'read_table', 'frame_rate', 'guess_unit', 'rest_extent', 'metres_per_unit', 'file_skeleton', 'whole_file']
 
 # %% ../nbs/00ab_take.ipynb #00ab-003
 import itertools, math, os, re, warnings
@@ -385,13 +385,13 @@ def file_skeleton(
 _COUNT = itertools.count()
 
 @contextmanager
-def replacing(
+def whole_file(
     path:str|Path, # The file to write
 )->Iterator[Path]: # A temporary name beside it
     "Write to a temporary name; rename it when all went well, else remove it"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.{next(_COUNT)}.part')
+    part = path.with_name(f'.{path.stem}.{os.getpid()}.{next(_COUNT)}.part{path.suffix}')
     try:
         yield part
         os.replace(part, path)

@@ -18,7 +18,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from .player import Player, file_suffix, whole_file
+from .take import whole_file
+from .player import Player, file_suffix
 from .player import Html, html_pre, html_report, html_table, to_html_figure # noqa: F401
 from .rotations import canonical_axis_angle
 from .sketch import VIEWS # noqa: F401

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from posebook.motion import (Channel, Motion, MotionError, find_asf, find_motions, fix_cmu_offsets,
     march, read_amc, read_archive, read_asf, read_bvh, read_deepmimic, read_many, read_motion,
-    read_npz, read_smpl_codec, replacing, write_bvh, write_motion, write_npz, write_smpl_codec)
+    read_npz, read_smpl_codec, whole_file, write_bvh, write_motion, write_npz, write_smpl_codec)
 from posebook.rotations import axis_angle_distance
 from posebook.skeleton import Skeleton, get_skeleton
 from posebook.take import channel_rotations, frame_rate, read_table
@@ -496,7 +496,7 @@ def test_nothing_is_written_that_cannot_be_read(tmp_path, walk):
     assert not list(tmp_path.iterdir())
 
 def test_replacing_makes_folders(tmp_path):
-    with replacing(tmp_path/'a/b/c.txt') as p: p.write_text('x')
+    with whole_file(tmp_path/'a/b/c.txt') as p: p.write_text('x')
     assert [q.name for q in (tmp_path/'a/b').iterdir()]==['c.txt']
 
 # ---- real recordings
