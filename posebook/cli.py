@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'MODELS', 'COMMANDS', 'add_arguments', 'say', 'write_text', 'load_poses', 'report_skipped', 'data', 'convert',
-           'fit', 'lightning_arguments', 'run_fit', 'lightning_cli', 'finish_fit', 'run_card', 'evaluate', 'unseen',
-           'sample', 'write_poses', 'view', 'pose_set_motion', 'demo', 'parse', 'usage', 'run', 'UsageError', 'main',
-           'fail', 'one_line']
+           'convert_many', 'convert_one', 'fit', 'lightning_arguments', 'run_fit', 'lightning_cli', 'finish_fit',
+           'run_card', 'evaluate', 'unseen', 'sample', 'write_poses', 'view', 'pose_set_motion', 'demo', 'parse',
+           'usage', 'run', 'UsageError', 'main', 'fail', 'one_line']
 
 # %% ../nbs/10_cli.ipynb #10-003
 import argparse, json, os, sys, time, warnings
 from pathlib import Path
 from fastcore.docments import docments, empty
 
-# %% ../nbs/10_cli.ipynb #10-006
+# %% ../nbs/10_cli.ipynb #10-007
 def add_arguments(
     parser, # An `ArgumentParser`, of argparse or jsonargparse
     function, # Function whose parameters become arguments
@@ -32,7 +32,7 @@ def add_arguments(
 
 SHORT = {'output': ['-o'], 'number': ['-n']}
 
-# %% ../nbs/10_cli.ipynb #10-010
+# %% ../nbs/10_cli.ipynb #10-011
 def say(
     *words, # What to say
 ):
@@ -67,7 +67,7 @@ def report_skipped(
     if not bad: return ''
     return f'; skipped {len(bad)} file(s):\n' + '\n'.join(f'  {b.path}: {b.reason}' for b in bad)
 
-# %% ../nbs/10_cli.ipynb #10-012
+# %% ../nbs/10_cli.ipynb #10-013
 def data(
     json_output:bool=False, # Print JSON, for programs
 ):
@@ -79,7 +79,7 @@ def data(
     print('\nMore data, brought by you:')
     for s in data_sources(): print(f"\n{s['name']}  ({s['licence']})\n  {s['how']}\n  then: {s['command']}")
 
-# %% ../nbs/10_cli.ipynb #10-015
+# %% ../nbs/10_cli.ipynb #10-016
 def convert(
     source:list[str], # Motion files or folders (.bvh, .amc, .npz, .txt, .smpl)
     output:str='', # File to write (.npz, .bvh, .smpl), or a folder for a pose set
@@ -90,24 +90,41 @@ def convert(
     mirror:bool=False, # Add mirrored copies to a pose set
 ):
     "Convert motion to SMPL-X, in one file or as a pose set"
-    from posebook.motion import read_motion, write_motion
-    from posebook.poses import PoseSet
-    from posebook.retarget import retarget
     if not output: raise ValueError('convert needs --output: a file (.npz, .bvh, .smpl) or a folder')
     if not Path(output).suffix:
-        poses = PoseSet.build(source, out=output, fps=fps or 30., middle=middle, mirror=mirror,
-                              mode=mode, calibrate=calibrate, report=False)
-        print(f'{output}: {len(poses)} poses of {len(poses.names)} sequences' + report_skipped(poses))
-        return
-    if len(source)>1: raise ValueError(f'{output} is one file but there are {len(source)} sources: name a folder')
-    if Path(source[0]).is_dir(): raise ValueError(f'{source[0]} is a folder: give a folder as --output too')
-    motion = read_motion(source[0])
+        return convert_many(source, output, fps=fps or 30., middle=middle, mirror=mirror,
+                            mode=mode, calibrate=calibrate)
+    if len(source)>1 or Path(source[0]).is_dir():
+        raise ValueError(f'{output} is one file, and {", ".join(source)} may be many: name a folder')
+    convert_one(source[0], output, fps, mode, calibrate)
+
+def convert_many(
+    source:list[str], # Motion files or folders
+    output:str, # Folder of the pose set
+    **options, # Passed to `PoseSet.build`
+):
+    "Build a pose set and say what went in"
+    from posebook.poses import PoseSet
+    poses = PoseSet.build(source, out=output, report=False, **options)
+    print(f'{output}: {len(poses)} poses of {len(poses.names)} sequences{report_skipped(poses)}')
+
+def convert_one(
+    source:str, # Motion file
+    output:str, # File to write
+    fps:float, # Rate to resample to; 0 keeps it
+    mode:str, # How to retarget: limb, bone or none
+    calibrate:bool, # Remove the constant knee and head bias of the performer
+):
+    "Read, retarget, resample, write"
+    from posebook.motion import read_motion, write_motion
+    from posebook.retarget import retarget
+    motion = read_motion(source)
     if mode!='none': motion = retarget(motion, mode=mode, calibrate=calibrate)
     if fps: motion = motion.resample(fps)
     write_motion(motion, output)
-    print(f'{output}: {len(motion)} frames at {motion.fps:g} fps, {motion.skeleton.n_joints} joints')
+    print(f'{output}: {len(motion)} frames at {motion.fps:g} fps, {len(motion.skeleton)} joints')
 
-# %% ../nbs/10_cli.ipynb #10-017
+# %% ../nbs/10_cli.ipynb #10-021
 MODELS = {'gaussian': 'posebook.gaussian.GaussianPrior'}
 
 def fit(
@@ -118,9 +135,9 @@ def fit(
     joints:str='', # Joints to model: all, body, root+body, hands, body+hands
     seed:int=None, # Seed of everything random (0)
 ):
-    "Fit a prior to mocap; any further option is LightningCLI's (-c FILE, --model.*, --data.*, --trainer.*, --print_config)"
+    "Fit a prior to mocap; further options are LightningCLI's (-c, --model.*, --data.*, --trainer.*)"
 
-# %% ../nbs/10_cli.ipynb #10-018
+# %% ../nbs/10_cli.ipynb #10-022
 def lightning_arguments(
     a:argparse.Namespace, # Short options, parsed
     rest:list[str], # Everything else
@@ -128,8 +145,8 @@ def lightning_arguments(
 )->list[str]:
     "The arguments of LightningCLI that say the same"
     args = ['fit', '--config', str(config), '--trainer.default_root_dir', f'outputs/{a.model}', *rest]
-    given = {'trainer.default_root_dir': a.output, 'model.kind': a.kind, 'model.joints': a.joints, 'seed_everything': a.seed,
-             'data.paths': json.dumps(a.data) if a.data else ''}
+    given = {'trainer.default_root_dir': a.output, 'model.kind': a.kind, 'model.joints': a.joints,
+             'seed_everything': a.seed, 'data.paths': json.dumps(a.data) if a.data else ''}
     for name,value in given.items():
         if value not in ('',None): args += [f'--{name}', str(value)]
     return args
@@ -138,14 +155,14 @@ def run_fit(
     argv:list[str], # Arguments after `fit`
 ):
     "Parse, train, score on held-out sequences, save"
-    parser = add_arguments(argparse.ArgumentParser(prog='posebook fit', description=fit.__doc__), fit)
-    a,rest = parser.parse_known_args(argv)
+    parser = argparse.ArgumentParser(prog='posebook fit', description=fit.__doc__)
+    a,rest = add_arguments(parser, fit).parse_known_args(argv)
     if a.model not in MODELS: parser.error(f'unknown model {a.model!r}; known are {", ".join(MODELS)}')
     cli = lightning_cli(a, rest)
     if rest and '--print_config' in rest: return
     if cli.trainer.is_global_zero: finish_fit(cli, a)
 
-# %% ../nbs/10_cli.ipynb #10-019
+# %% ../nbs/10_cli.ipynb #10-023
 def lightning_cli(
     a:argparse.Namespace, # Short options, parsed
     rest:list[str], # Everything else
@@ -182,7 +199,7 @@ def finish_fit(
     write_text(output/'config.yaml', cli._parser('fit').dump(cli.config.fit, skip_none=False))
     print(f'saved {output/"prior"}')
 
-# %% ../nbs/10_cli.ipynb #10-021
+# %% ../nbs/10_cli.ipynb #10-025
 def run_card(
     cli, # The LightningCLI that has trained
     scores, # `Scores` on the held-out sequences, or None
@@ -195,7 +212,7 @@ def run_card(
     return dict(data=dict(fingerprint=d.fingerprint, **recordings), versions=versions(),
                 seed=cli.config.fit.seed_everything, scores=scores and asdict(scores))
 
-# %% ../nbs/10_cli.ipynb #10-023
+# %% ../nbs/10_cli.ipynb #10-027
 def evaluate(
     priors:list[str], # Saved priors: folders, or names of weights that ship with posebook
     data:list[str]=None, # Mocap files and folders; without it the embedded clips
@@ -212,8 +229,8 @@ def evaluate(
     loaded = {name: PosePrior.from_pretrained(name) for name in priors}
     held = unseen(load_poses(data), loaded)
     poses,groups = tensors(held)
-    scores = [score_prior(p, poses, groups, Path(n).parent.name if Path(n).name=='prior' else Path(n).name, samples, seed)
-              for n,p in loaded.items()]
+    name = lambda n: Path(n).parent.name if Path(n).name=='prior' else Path(n).name
+    scores = [score_prior(p, poses, groups, name(n), samples, seed) for n,p in loaded.items()]
     print(score_table(scores))
     if per_joint:
         for n,p in loaded.items(): print(f'\n{n}\n{p.joint_report(poses)}')
@@ -227,11 +244,12 @@ def unseen(
     import numpy as np
     seen = {k for p in priors.values() for k in p.card.get('data',{}).get('train',[])}
     keep = np.array([p['group'] not in seen for p in poses.provenance])
-    if not keep.any(): raise ValueError('every sequence was used to train these priors: give other data with --data')
+    if not keep.any():
+        raise ValueError('every sequence was used to train these priors: give other data with --data')
     if not keep.all(): say(f'left out {(~keep).sum()} of {len(keep)} sequences, which were trained on')
     return poses.subset(keep[poses.sequence])
 
-# %% ../nbs/10_cli.ipynb #10-025
+# %% ../nbs/10_cli.ipynb #10-029
 def sample(
     prior:str, # A saved prior: a folder, or the name of weights that ship with posebook
     number:int=16, # How many poses
@@ -252,6 +270,7 @@ def write_poses(
     fps:float=30., # Frames a second
 ):
     "Poses as a motion file, a figure or a player"
+    import torch
     from posebook.motion import Motion, write_motion
     from posebook.skeleton import get_skeleton
     from posebook.view import animate, plot_poses, save_figure
@@ -259,10 +278,10 @@ def write_poses(
     if path.suffix in ('.html','.gif','.mp4'): animate(poses, path, fps=fps)
     elif path.suffix in ('.png','.svg','.pdf'): save_figure(plot_poses(poses[:64], ncols=8), path)
     else:
-        write_motion(Motion(poses=poses.numpy(), trans=poses.numpy()[:,0]*0, skeleton=get_skeleton('smplx'), fps=fps,
-                            name=name, source='posebook sample', meta={}), path)
+        still = torch.zeros(len(poses), 3)
+        write_motion(Motion(poses, still, get_skeleton('smplx'), fps, name, 'posebook sample'), path)
 
-# %% ../nbs/10_cli.ipynb #10-026
+# %% ../nbs/10_cli.ipynb #10-030
 def view(
     file:str, # Motion file, or a pose set
     output:str='', # File to write: .html, .gif, .mp4, .png (default: outputs/NAME.html)
@@ -291,7 +310,7 @@ def pose_set_motion(
     from posebook.poses import PoseSet
     return PoseSet.load(folder).motion(0)
 
-# %% ../nbs/10_cli.ipynb #10-028
+# %% ../nbs/10_cli.ipynb #10-032
 def demo(
     output:str='outputs/demo', # Folder for the page and the priors
     data:list[str]=None, # Mocap files and folders; without it the embedded clips
@@ -305,7 +324,7 @@ def demo(
     page = run_demo(load_poses(data), Path(output), joints, seed, say)
     print(f'\n{page}   ({time.time()-start:.0f} s)')
 
-# %% ../nbs/10_cli.ipynb #10-030
+# %% ../nbs/10_cli.ipynb #10-034
 COMMANDS = dict(demo=demo, data=data, convert=convert, fit=fit, evaluate=evaluate, sample=sample, view=view)
 
 def parse(
@@ -339,14 +358,15 @@ def run(
     if name not in COMMANDS:
         from difflib import get_close_matches
         near = get_close_matches(name, COMMANDS, 1)
-        raise UsageError(f'no command {name!r}' + (f'; did you mean {near[0]!r}?' if near else f'; known are {", ".join(COMMANDS)}'))
+        hint = f'did you mean {near[0]!r}?' if near else f'known are {", ".join(COMMANDS)}'
+        raise UsageError(f'no command {name!r}; {hint}')
     if name=='fit': return run_fit(rest)
     COMMANDS[name](**parse(name, rest))
 
 class UsageError(ValueError):
     "The command line itself is wrong"
 
-# %% ../nbs/10_cli.ipynb #10-031
+# %% ../nbs/10_cli.ipynb #10-035
 def main(
     argv:list[str]|None=None, # Arguments; None takes those of the process
 )->int: # Exit code
