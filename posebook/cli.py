@@ -205,12 +205,11 @@ def run_card(
     scores, # `Scores` on the held-out sequences, or None
 )->dict: # Plain values
     "Where weights come from"
-    from dataclasses import asdict
     from posebook.demo import trial_keys, versions
     d = cli.datamodule
     recordings = {part: trial_keys(poses) for part,poses in d.parts.items()}
     return dict(data=dict(fingerprint=d.fingerprint, **recordings), versions=versions(),
-                seed=cli.config.fit.seed_everything, scores=scores and asdict(scores))
+                seed=cli.config.fit.seed_everything, scores=scores and scores.record())
 
 # %% ../nbs/10_cli.ipynb #10-027
 def evaluate(
@@ -222,7 +221,6 @@ def evaluate(
     output:str='', # Also write the scores to this JSON file
 ):
     "Score priors on held-out poses; sequences that a prior was trained on are left out"
-    from dataclasses import asdict
     from posebook.demo import tensors
     from posebook.prior import PosePrior
     from posebook.scores import score_prior, score_table
@@ -234,7 +232,7 @@ def evaluate(
     print(score_table(scores))
     if per_joint:
         for n,p in loaded.items(): print(f'\n{n}\n{p.joint_report(poses)}')
-    if output: write_text(Path(output), json.dumps([asdict(s) for s in scores], indent=2))
+    if output: write_text(Path(output), json.dumps([s.record() for s in scores], indent=2))
 
 def unseen(
     poses, # A `PoseSet`

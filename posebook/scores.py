@@ -7,7 +7,7 @@ __all__ = ['Scores', 'score_prior', 'held_out_nll', 'only', 'score_table']
 
 # %% ../nbs/00ha_scores.ipynb #00ha-003
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 from .coordinates import PriorError, check_poses
@@ -30,6 +30,12 @@ class Scores:
     recall:float # Share of real poses inside the samples' neighbourhoods
     nn_distance:float # From a sample to the nearest real pose, mean over joints, degrees
     apd:float # Average pairwise distance of the samples' joints, centimetres
+
+    def record(self)->dict:
+        "Plain values for JSON; an interval end that is not known is None"
+        known = lambda v: None if isinstance(v, float) and math.isnan(v) else v
+        plain = lambda d: {k: plain(v) if isinstance(v, dict) else known(v) for k,v in d.items()}
+        return plain(asdict(self))
 
 # %% ../nbs/00ha_scores.ipynb #00ha-009
 def score_prior(
