@@ -111,6 +111,7 @@ class PoseCoordinates(nn.Module):
         self.register_buffer('mean', torch.zeros(n))
         self.register_buffer('extract', torch.zeros(0,n))
         self.register_buffer('rebuild', torch.zeros(n,0))
+        self.register_buffer('scale', torch.zeros(0))
 
     @property
     def dim(self)->int:
@@ -170,18 +171,19 @@ def fit(self:PoseCoordinates,
     if len(P)==0:
         raise PriorError(f'nothing moves by more than {self.tolerance} rad in {moments.n:.0f} '
             'pose(s): a prior needs poses that differ')
-    for name,value in (('mean',moments.mean),('extract',P),('rebuild',L)):
+    scale = (P@moments.covariance@P.T).diagonal().clamp_min(0).sqrt()
+    for name,value in (('mean',moments.mean),('extract',P),('rebuild',L),('scale',scale)):
         setattr(self, name, value.to(self.mean))
     return self
 
 @patch
 def _load_from_state_dict(self:PoseCoordinates, state, prefix, *args):
-    "Take the sizes of `extract` and `rebuild` from the weights"
-    for name in ('extract','rebuild'):
+    "Take the sizes of the buffers from the weights"
+    for name in ('extract','rebuild','scale'):
         if (w:=state.get(prefix+name)) is not None: setattr(self, name, self.mean.new_zeros(w.shape))
     return super(PoseCoordinates, self)._load_from_state_dict(state, prefix, *args)
 
-# %% ../nbs/00ga_coordinates.ipynb #00ga-025
+# %% ../nbs/00ga_coordinates.ipynb #00ga-027
 @patch
 def excluded(self:PoseCoordinates)->dict[str,str]: # joint name to reason
     "Joints that are wholly or partly outside the density"
