@@ -77,7 +77,7 @@ def score_figure(
     for i,s in enumerate(scores):
         if s.nll: a.plot([s.nll.low,s.nll.high], [i,i], lw=2, color=f'C{i}')
         if s.nll: a.plot(s.nll.mean, i, 'o', color=f'C{i}')
-        b.plot(s.recall, s.precision, 'o', label=s.prior)
+        b.plot(s.recall.mean, s.precision.mean, 'o', label=s.prior)
     a.set(yticks=range(len(scores)), yticklabels=[s.prior for s in scores],
           xlabel='held-out NLL (nats), 95 % interval over clips')
     a.invert_yaxis()
