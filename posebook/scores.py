@@ -189,11 +189,11 @@ def score_runs(
     runs:Sequence[PosePrior], # One prior, or several of one kind trained with different seeds
     held:HeldOut, # What to score on
     name:str, # What to call it
+    nll:Tensor|None, # From `run_nll`, shape (R, N)
     seeds:Sequence[int]=(0,1,2), # Seeds of the samples of each run
-    like:PosePrior|None=None, # Prior in whose coordinates the NLL is wanted; else its own
 )->Scores:
     "Score one row: all runs, all seeds"
-    p,nll,draws = runs[0],run_nll(runs, held.poses, like),[draw(r, held, s) for r in runs for s in seeds]
+    p,draws = runs[0],[draw(r, held, s) for r in runs for s in seeds]
     row = lambda k: torch.stack([d[k] for d in draws]).double()
     clips,each = row('clips').long(),np.arange(held.n)
     of_poses = None if nll is None else crossed_ci(nll, held.groups)
@@ -263,7 +263,8 @@ def score_prior(
     runs = [prior] if isinstance(prior, PosePrior) else list(prior)
     held_out = check_poses(held_out, len(runs[0].coordinates.skeleton), minimum=20)
     held = HeldOut(held_out, groups, n_samples)
-    return score_runs(runs, held, name or type(runs[0]).__name__, range(seed, seed+seeds))
+    nll = run_nll(runs, held.poses)
+    return score_runs(runs, held, name or type(runs[0]).__name__, nll, range(seed, seed+seeds))
 
 def held_out_nll(
     prior:PosePrior, # A fitted prior

@@ -199,7 +199,8 @@ IMPORT_NAMES = {'pillow': {'PIL'}, 'pytorch-lightning': {'pytorch_lightning', 'l
                 'jsonargparse': {'jsonargparse', 'yaml'}, 'faiss-cpu': {'faiss'}}
 
 INTERNAL = 'dev', 'bench'           # extras that are not for users
-OUTSIDE = {'pytorch3d', 'IPython'}  # no wheel for every platform; only ever there in a notebook
+# no wheel for every platform; only ever there in a notebook; a peer to compare with, for developers
+OUTSIDE = {'pytorch3d', 'IPython', 'zuko'}
 
 def names_of(requirements):
     "The import names of a requirements line, as {'torch', 'numpy'}"
