@@ -234,7 +234,7 @@ def on_train_epoch_start(self:PosePrior): self.reservoir = Reservoir(seed=self.c
 @contextmanager
 def quiet_lightning():
     "Lightning without its advice on hardware and workers, for fits inside other code"
-    loggers = [logging.getLogger(n) for n in ('pytorch_lightning','lightning.pytorch','lightning.fabric')]
+    loggers = [logging.getLogger(n) for n in ('pytorch_lightning','lightning_fabric','lightning.pytorch','lightning.fabric')]
     levels = [l.level for l in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module=r'(pytorch_)?lightning')

@@ -118,7 +118,7 @@ class History(pl.Callback):
 
     def on_train_batch_end(self, trainer, prior, outputs, batch, batch_idx):
         "Every `log_every_n_steps` steps: the loss, mean over processes, and the rate"
-        if not trainer.optimizers or trainer.global_step%trainer.log_every_n_steps: return
+        if 'loss' not in (outputs or {}) or trainer.global_step%trainer.log_every_n_steps: return
         loss = trainer.strategy.reduce(outputs['loss'].detach().clone(), reduce_op='mean')
         self.add(trainer, loss=float(loss), lr=trainer.optimizers[0].param_groups[0]['lr'])
 
