@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FLOWS', 'WARNING', 'COLUMNS', 'ZukoPrior', 'import_zuko', 'BestWeights', 'fit_run', 'recordings', 'make_prior',
-           'fit_rows', 'Scoreboard', 'compare', 'paired_difference', 'text_cells', 'value_and_ends', 'markdown_cells',
-           'markdown_table', 'error_bar', 'run_compare', 'load_rows', 'read_parts', 'unseen']
+           'fit_rows', 'Scoreboard', 'compare', 'paired_difference', 'recording_ids', 'moving_within', 'text_cells',
+           'value_and_ends', 'markdown_cells', 'markdown_table', 'error_bar', 'run_compare', 'load_rows', 'read_parts',
+           'unseen']
 
 # %% ../nbs/03b_scoreboard.ipynb #03b-003
 import json, math, time
@@ -16,7 +17,8 @@ import pytorch_lightning as pl
 from fastcore.basics import patch
 from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
-from .coordinates import PriorError
+from .coordinates import (independent_directions, Moments, PoseCoordinates,
+                                  PriorError)
 from .gaussian import KINDS, GaussianPrior
 from .metrics import Interval
 from .poses import PoseDataModule, PoseSet
@@ -153,11 +155,12 @@ class Scoreboard:
     recordings:int # Recordings that they come from
     measure:str # What the densities are over
     others:tuple[str,...]=() # Rows whose density is over something else
+    moving:tuple[int,...]=() # Coordinates that move within each long recording
 
     def record(self)->dict:
         "Plain values for JSON"
         return dict(format='posebook.scoreboard', poses=self.poses, recordings=self.recordings, measure=self.measure,
-                    not_comparable=list(self.others), notes=self.notes, rows=[r.record() for r in self.rows])
+                    not_comparable=list(self.others), moving=list(self.moving), notes=self.notes, rows=[r.record() for r in self.rows])
 
 def compare(
     priors:dict[str,PosePrior|list[PosePrior]], # Name to prior, or to runs of it with different seeds
@@ -167,7 +170,7 @@ def compare(
     seeds=(0,1,2), # Seeds of the samples and of the references, for each run
 )->Scoreboard: # The first row with a density sets the measure
     "Score priors side by side"
-    if isinstance(poses, PoseSet): poses,groups = torch.tensor(poses.poses),torch.tensor(poses.sequence)
+    if isinstance(poses, PoseSet): poses,groups = torch.tensor(poses.poses),recording_ids(poses)
     rows = {n: [p] if isinstance(p, PosePrior) else list(p) for n,p in priors.items()}
     if not rows or not all(rows.values()): raise PriorError('compare needs at least one prior in each row')
     held = HeldOut(poses, groups, n_samples)
@@ -180,7 +183,8 @@ def compare(
     scores = [s if s.prior in (first,*others) or not own[s.prior] else
               replace(s, difference=paired_difference(nll[s.prior], nll[first], held.groups)) for s in scores]
     measure = measure_of(rows[first][0]) if first else 'no density'
-    return Scoreboard(tuple(scores), len(held.poses), len(held.groups.unique()), measure, others)
+    moving = moving_within(rows[first][0].coordinates, held.poses, held.groups) if first else ()
+    return Scoreboard(tuple(scores), len(held.poses), len(held.groups.unique()), measure, others, moving)
 
 def paired_difference(
     a:Tensor, # NLL of each run and pose, shape (R, N)
@@ -191,7 +195,29 @@ def paired_difference(
     means = resampled_means(a, groups, stream=1)-resampled_means(b, groups, stream=2)
     return interval(a.mean()-b.mean(), means, groups)
 
-# %% ../nbs/03b_scoreboard.ipynb #03b-022
+# %% ../nbs/03b_scoreboard.ipynb #03b-018
+def recording_ids(
+    poses:PoseSet, # A pose set
+)->Tensor: # Whole numbers, shape (N,)
+    "The recording of each pose; files that hold the same one count once"
+    names = [p['group'] for p in poses.provenance]
+    return torch.tensor([sorted(set(names)).index(n) for n in names])[torch.as_tensor(poses.sequence).long()]
+
+def moving_within(
+    coordinates:PoseCoordinates, # Those of a density
+    poses:Tensor, # Shape (N, J, 3)
+    groups:Tensor, # Recording of each, shape (N,)
+    frames:int=5, # A recording is long with this many poses for each of its 3K numbers
+)->tuple[int,...]: # For each long recording
+    "How many coordinates move on their own within one recording"
+    x,counts = coordinates.select(poses),[]
+    for r in groups.unique():
+        if (n := int((groups==r).sum())) < frames*x.shape[1]: continue
+        cov = Moments(x.shape[1]).update(x[groups==r]).covariance
+        counts.append(len(independent_directions(cov, coordinates.tolerance)[0]))
+    return tuple(counts)
+
+# %% ../nbs/03b_scoreboard.ipynb #03b-023
 WARNING = ('Frechet distance compares means and covariances in raw axis-angle, so a Gaussian with a full covariance '
            'does well on it by construction, whatever its samples look like. Read precision and recall first.')
 COLUMNS = {'NLL (nats)': ('nll','.1f'), 'to first': ('difference','+.1f'), 'BPD': ('bpd','.2f'),
@@ -209,8 +235,14 @@ def notes(self:Scoreboard)->list[str]:
             'is paired; seeds and recordings for recall and coverage; seeds and samples for precision and NN; '
             f'seeds for APD and Frechet. A seed draws {n} samples and {n} of the poses. '
             'samples/s: median and range of those draws.']
+    if self.moving and max(self.moving)<self.rows[0].dims:
+        few = ' to '.join(map(str, sorted({min(self.moving), max(self.moving)})))
+        note.append(f'Within one recording only {few} of the {self.rows[0].dims} coordinates move (in the '
+            f'{len(self.moving)} long enough to tell): the others jump from one rig or performer to the next, and a '
+            'density gains nats by telling those apart. Do not read such NLLs alone.')
     for r in self.rows:
         if r.prior in self.others: note.append(f'* {r.prior}: other coordinates, NLL not comparable ({r.measure}).')
+        if r.broken: note.append(f'{r.prior}: {r.broken} of {r.samples*r.seeds} samples overflowed.')
     return note+[WARNING]
 
 @patch
@@ -257,7 +289,7 @@ def markdown_table(
     rule = line(['---', *['---:']*(len(rows[0])-1)])
     return '\n'.join([line(rows[0]), rule, *map(line, rows[1:]), '', *(n.replace('* ', r'\* ', 1)+'\n' for n in notes)])
 
-# %% ../nbs/03b_scoreboard.ipynb #03b-026
+# %% ../nbs/03b_scoreboard.ipynb #03b-027
 @patch
 def figure(self:Scoreboard)->PoseFigure:
     "NLL; precision against recall; Frechet distance against precision"
@@ -271,9 +303,10 @@ def figure(self:Scoreboard)->PoseFigure:
         if r.nll and r.prior not in self.others: error_bar(a, r.nll, None, i, style)
         error_bar(b, r.recall, r.precision, None, style)
         error_bar(c, r.frechet, r.precision, None, style)
-    b.set(xlabel='recall', ylabel='precision', xlim=(-.03,1.03), ylim=(-.03,None))
-    c.set(xlabel='Frechet distance (rad², gameable)', ylabel='precision', ylim=(-.03,None))
+    b.set(xlabel='recall', ylabel='precision', xlim=(-.03,1.03))
+    c.set(xlabel='Frechet distance (rad², gameable)', ylabel='precision')
     c.set_xlim(0, None)
+    for ax in (b, c): ax.set_ylim(-.04*ax.get_ylim()[1], None)
     for ax in (a, b, c):
         ax.tick_params(labelsize=7)
         ax.spines[['top','right']].set_visible(False)
@@ -291,7 +324,7 @@ def error_bar(
     reach = lambda i: [[max(i.mean-i.low, 0)], [max(i.high-i.mean, 0)]] if i and not math.isnan(i.low) else None
     ax.errorbar(x.mean, y.mean if y else at, xerr=reach(x), yerr=reach(y), **style)
 
-# %% ../nbs/03b_scoreboard.ipynb #03b-029
+# %% ../nbs/03b_scoreboard.ipynb #03b-030
 @patch
 def save(self:Scoreboard,
     folder:str|Path, # Folder to write; replaced if it holds a scoreboard
@@ -307,7 +340,7 @@ def save(self:Scoreboard,
         self.figure().savefig(part/'scoreboard.png', dpi=150)
     return path
 
-# %% ../nbs/03b_scoreboard.ipynb #03b-032
+# %% ../nbs/03b_scoreboard.ipynb #03b-033
 def run_compare(
     priors:list[str], # Saved priors: folders, shipped names, or NAME=run,run,run for several seeds
     data:list[str]|None=None, # Mocap to score on; the embedded clips without it

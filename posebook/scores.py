@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['resampled_means', 'interval', 'crossed_ci', 'measure_of', 'log_ratio', 'same_measure', 'pose_nll', 'Reference',
-           'HeldOut', 'Scores', 'score_runs', 'run_nll', 'draw', 'training_seconds', 'only', 'score_prior',
+           'HeldOut', 'Scores', 'score_runs', 'run_nll', 'draw', 'is_pose', 'training_seconds', 'only', 'score_prior',
            'held_out_nll', 'score_table', 'aligned']
 
 # %% ../nbs/00ha_scores.ipynb #00ha-003
@@ -174,6 +174,7 @@ class Scores:
     frechet:Interval # Squared Frechet distance in axis-angle, radians squared; seeds
     samples:int # Samples of each seed, and poses of each reference
     seeds:int # Seeds, over all runs
+    broken:int=0 # Samples of all seeds that overflowed: outside every neighbourhood, left out elsewhere
     seconds:Interval|None=None # Training; runs; None where it was not recorded
     speed:Interval|None=field(default=None, compare=False) # Samples per second in batches of `samples`: median and range
     difference:Interval|None=None # NLL less that of the first row on the same poses; runs, clips
@@ -202,7 +203,7 @@ def score_runs(
         None if nll is None else nll_to_bpd(of_poses, p.dim), crossed_ci(row('inside'), each),
         crossed_ci(row('recalled'), clips), crossed_ci(row('covered'), clips),
         math.degrees(1)*crossed_ci(row('near'), each), 100*crossed_ci(row('apd')), crossed_ci(row('frechet')),
-        held.n, len(draws), crossed_ci([[s] for s in seconds]) if seconds else None,
+        held.n, len(draws), int(row('broken').sum()), crossed_ci([[s] for s in seconds]) if seconds else None,
         Interval(speed.median().item(), speed.min().item(), speed.max().item()))
 
 def run_nll(
@@ -218,17 +219,27 @@ def draw(
     prior:PosePrior, # A fitted prior
     held:HeldOut, # What to compare with
     seed:int, # Seed of the samples and of the choice of held-out poses
-)->dict[str,Tensor]: # What `Reference.hits` says, and `clips`, `apd` (metres), `frechet`, `speed`
+)->dict[str,Tensor]: # What `Reference.hits` says; `clips`, `apd` (metres), `frechet`, `speed`, `broken`
     "Everything that one seed says of a prior"
     ids,ref = prior.coordinates.ids,held.reference(prior.coordinates.ids, seed)
     prior.sample(2, generator=_generator(prior, seed))
     start = time.perf_counter()
     samples = prior.sample(held.n, generator=_generator(prior, seed)).cpu()
-    speed = held.n/(time.perf_counter()-start)
+    speed,samples = held.n/(time.perf_counter()-start),samples[is_pose(samples)]
+    if len(samples)<4: raise PriorError(f'{type(prior).__name__}: {len(samples)} of {held.n} samples are poses')
     apd = average_pairwise_distance(pose_to_joints(only(samples[:500], ids), prior.coordinates.skeleton))
     frechet = frechet_distance(ref.poses, samples[:,ids], 'axis_angle')
-    one = dict(apd=apd, frechet=frechet, speed=speed)
-    return ref.hits(samples[:,ids]) | dict(clips=ref.clips) | {k: torch.tensor([v]) for k,v in one.items()}
+    one = dict(apd=apd, frechet=frechet, speed=speed, broken=held.n-len(samples))
+    hits = ref.hits(samples[:,ids])
+    for k,v in dict(inside=0., near=hits['near'].mean().item()).items():
+        hits[k] = torch.nn.functional.pad(hits[k].double(), (0, held.n-len(samples)), value=v)
+    return hits | dict(clips=ref.clips) | {k: torch.tensor([v]) for k,v in one.items()}
+
+def is_pose(
+    samples:Tensor, # Axis-angle, shape (B, J, 3)
+)->Tensor: # True or False, shape (B,)
+    "Whether each sample is finite and canonical; a flow that overflows gives neither"
+    return (samples.norm(dim=-1)<math.pi+.01).all(1)
 
 def _generator(prior:PosePrior, seed:int)->torch.Generator:
     "A source of randomness on the prior's device"

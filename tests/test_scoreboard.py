@@ -8,7 +8,7 @@ from posebook.metrics import bootstrap_ci, precision_recall_coverage
 from posebook.poses import embedded_data
 from posebook.prior import PosePrior
 from posebook.scoreboard import (COLUMNS, FLOWS, WARNING, Scoreboard, ZukoPrior, compare, fit_run, load_rows, make_prior,
-                                 paired_difference, run_compare, unseen)
+                                 paired_difference, recording_ids, run_compare, unseen)
 from posebook.scores import HeldOut, Reference, crossed_ci, log_ratio, pose_nll, resampled_means, same_measure, score_prior
 
 
@@ -182,6 +182,20 @@ def test_nothing_that_was_seen_is_scored(full, parts):
     held = unseen(embedded_data(), [full])
     assert not {p['group'] for p in held.provenance} & set(full.card['data']['train'])
     assert len(held) == len(parts['val'])+len(parts['test'])
+
+def test_the_same_recording_in_two_files_counts_once(parts):
+    ids = recording_ids(parts['test'])
+    assert len(ids) == len(parts['test']) and len(ids.unique()) == len({p['group'] for p in parts['test'].provenance})
+
+def test_coordinates_that_move_only_between_recordings_are_noted():
+    poses = torch.tensor(embedded_data().poses).repeat(2, 1, 1)
+    poses[:len(poses)//2, 20, 2], poses[len(poses)//2:, 20, 1] = .2, .2
+    halves = torch.arange(len(poses))//(len(poses)//2)
+    prior = GaussianPrior('diagonal', joints='body').fit(poses)
+    board = compare({'x': prior}, poses, halves, n_samples=50)
+    assert len(board.moving) == 2 and max(board.moving) < prior.dim and 'Within one recording' in board.table()
+    one = torch.zeros(len(poses))
+    assert 'Within one recording' not in compare({'x': prior}, poses, one, n_samples=50).table()
 
 @pytest.mark.parametrize('args, says', [
     (dict(priors=[]), 'nothing to compare'), (dict(priors=['nobody']), 'no prior at nobody'),
