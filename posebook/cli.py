@@ -316,6 +316,7 @@ def parse_run(
     "Parse the short options of a command on runs"
     parser = argparse.ArgumentParser(prog=f'posebook {name}', description=COMMANDS[name].__doc__, allow_abbrev=False,
         epilog='--print_config shows every other setting with its value; --help-all says what each may be.')
+    if name=='fit' and (not argv or argv[0][:1]=='-'): argv = ['', *argv] # else a value of an unknown option is the model
     a,rest = add_arguments(parser, COMMANDS[name]).parse_known_args(argv)
     if name=='fit' and not a.model and rest and rest[0][0]!='-': a.model = rest.pop(0)
     return dict(vars(a), rest=['--help' if r=='--help-all' else r for r in rest])
@@ -342,7 +343,11 @@ def run(
         near = get_close_matches(name, COMMANDS, 1)
         hint = f'did you mean {near[0]!r}?' if near else f'known are {", ".join(COMMANDS)}'
         raise UsageError(f'no command {name!r}; {hint}')
-    COMMANDS[name](**(parse_run if name in RUNS else parse)(name, rest))
+    if name not in RUNS: return COMMANDS[name](**parse(name, rest))
+    arguments = parse_run(name, rest)
+    from posebook.runs import SettingsError
+    try: COMMANDS[name](**arguments)
+    except SettingsError as e: raise UsageError(str(e)) from e
 
 class UsageError(ValueError):
     "The command line itself is wrong"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'LAYERS', 'SETTINGS', 'RECORD', 'SPLIT', 'METRICS', 'BARE', 'model_class', 'config_file', 'read_settings',
-           'given_files', 'which_model', 'PriorCLI', 'tensorboard', 'make_cli', 'layers', 'flat', 'differences',
-           'clear', 'write_text', 'compare_records', 'fit_run', 'checkpoint_of', 'check_command', 'part_metrics',
-           'open_run', 'judge_run', 'warn_if_seen', 'predict_run', 'densities']
+           'given_files', 'which_model', 'PriorCLI', 'tensorboard', 'make_cli', 'SettingsError', 'layers', 'flat',
+           'differences', 'clear', 'write_text', 'compare_records', 'fit_run', 'checkpoint_of', 'check_command',
+           'part_metrics', 'open_run', 'judge_run', 'warn_if_seen', 'predict_run', 'densities']
 
 # %% ../nbs/09c_runs.ipynb #09c-003
 import json, shutil, sys, warnings
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch, yaml
 from fastcore.basics import patch
+from jsonargparse import ArgumentError
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, Timer
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
@@ -96,7 +97,7 @@ class PriorCLI(LightningCLI):
     ):
         self.name,self.training = name,training
         super().__init__(model_class(name), PoseDataModule, save_config_callback=None, seed_everything_default=0,
-            parser_kwargs=dict(prog=f'posebook fit {name}'), args=args, run=False,
+            parser_kwargs=dict(prog=f'posebook fit {name}', exit_on_error=False), args=args, run=False,
             auto_configure_optimizers=False, load_from_checkpoint_support=False)
 
     def add_arguments_to_parser(self, parser):
@@ -139,7 +140,7 @@ def tensorboard(
 @patch(as_prop=True)
 def settings(self:PriorCLI)->dict:
     "Everything that was decided, by name"
-    found = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+    found = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
     for key in ('paths','split_file','cache_dir'):
         if value := found['data'].get(key):
             found['data'][key] = str(Path(value).absolute()) if isinstance(value, str) else \
@@ -156,7 +157,12 @@ def make_cli(
     args = [a for f in files for a in ('--config',str(f))]
     with quiet_lightning():
         warnings.filterwarnings('default', module='posebook')
-        return PriorCLI(name, [*args, *options], **how)
+        try: return PriorCLI(name, [*args, *options], **how)
+        except ArgumentError as e:
+            raise SettingsError(f'{e} (posebook fit {name} --print_config shows all settings)') from e
+
+class SettingsError(PriorError):
+    "A setting that nobody knows, or of the wrong kind"
 
 def layers(
     name:str, # A key of `MODELS`
