@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'COMMANDS', 'RUNS', 'add_arguments', 'say', 'write_text', 'load_poses', 'report_skipped', 'data', 'convert',
-           'convert_many', 'convert_one', 'fit', 'judged', 'validate', 'test', 'predict', 'evaluate', 'unseen',
-           'sample', 'write_poses', 'view', 'pose_set_motion', 'demo', 'parse', 'parse_run', 'usage', 'run',
-           'UsageError', 'main', 'fail', 'one_line']
+           'convert_many', 'convert_one', 'fit', 'validate', 'test', 'predict', 'evaluate', 'unseen', 'sample',
+           'write_poses', 'view', 'pose_set_motion', 'demo', 'parse', 'parse_run', 'usage', 'run', 'UsageError', 'main',
+           'fail', 'one_line']
 
 # %% ../nbs/10_cli.ipynb #10-003
 import argparse, json, os, sys, time, warnings
@@ -146,7 +146,7 @@ def fit(
     more = [str(x) for name,value in given.items() if value not in ('',None) for x in (f'--{name}',value)]
     fit_run(model or None, output, [*rest, *more], from_run, resume, overwrite, ckpt_path)
 
-def judged(part, run, data, ckpt_path, output, rest):
+def _judged(part, run, data, ckpt_path, output, rest):
     "Metrics on one part, printed as JSON"
     from posebook.runs import judge_run
     print(json.dumps(judge_run(run, part, data, rest, ckpt_path, output), indent=2))
@@ -159,7 +159,7 @@ def validate(
     rest=(), # Every other setting
 ):
     "Metrics of a run on its validation part, as JSON"
-    judged('val', run, data, ckpt_path, output, rest)
+    _judged('val', run, data, ckpt_path, output, rest)
 
 def test(
     run:str, # Folder of a run, or the name of weights that ship with posebook
@@ -169,7 +169,7 @@ def test(
     rest=(), # Every other setting
 ):
     "Metrics of a run on its test part, as JSON"
-    judged('test', run, data, ckpt_path, output, rest)
+    _judged('test', run, data, ckpt_path, output, rest)
 
 def predict(
     run:str, # Folder of a run, or the name of weights that ship with posebook

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'LAYERS', 'SETTINGS', 'RECORD', 'SPLIT', 'METRICS', 'BARE', 'model_class', 'config_file', 'read_settings',
-           'given_files', 'which_model', 'PriorCLI', 'tensorboard', 'make_cli', 'SettingsError', 'layers', 'flat',
-           'differences', 'clear', 'write_text', 'compare_records', 'fit_run', 'checkpoint_of', 'check_command',
-           'part_metrics', 'open_run', 'judge_run', 'warn_if_seen', 'predict_run', 'densities']
+           'given_files', 'which_model', 'PriorCLI', 'tensorboard', 'ProgressBar', 'make_cli', 'SettingsError',
+           'layers', 'flat', 'differences', 'clear', 'write_text', 'compare_records', 'fit_run', 'checkpoint_of',
+           'check_command', 'part_metrics', 'open_run', 'judge_run', 'warn_if_seen', 'predict_run', 'densities']
 
 # %% ../nbs/09c_runs.ipynb #09c-003
 import json, shutil, sys, warnings
@@ -126,7 +126,7 @@ def around(self:PriorCLI,
     if logger is None or logger is True: logger = tensorboard(self.folder)
     callbacks = make_callbacks(self.config_init.callbacks, self.folder, validated,
                                options['enable_checkpointing'] is not False, bool(logger))
-    bar = [] if options['enable_progress_bar'] is False else [RichProgressBar()]
+    bar = [] if options['enable_progress_bar'] is False else [ProgressBar()]
     return dict(default_root_dir=str(self.folder), logger=logger, callbacks=[*(options['callbacks'] or []), *callbacks, *bar])
 
 def tensorboard(
@@ -135,6 +135,12 @@ def tensorboard(
     "What writes scalars and figures for TensorBoard"
     from pytorch_lightning.loggers import TensorBoardLogger
     return TensorBoardLogger(folder, name='', version='tensorboard')
+
+class ProgressBar(RichProgressBar):
+    "Rich progress bar, without the version of a logger that has only one"
+    def get_metrics(self, *args):
+        "What stands beside the bar"
+        return {k: v for k,v in super().get_metrics(*args).items() if k!='v_num'}
 
 # %% ../nbs/09c_runs.ipynb #09c-013
 @patch(as_prop=True)

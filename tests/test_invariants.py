@@ -154,6 +154,9 @@ def test_hard_coding(tree, code):
     'x.to(y.device)', 'y = "a/b"', 'with torch.random.fork_rng(): torch.manual_seed(0)'])
 def test_not_hard_coding(tree, code): assert inv.no_hard_coding(module(tree, code)) == []
 
+def test_restricted_reading(tree):
+    assert inv.safe_reading(module(tree, 'torch.load(f, weights_only=True)')) == []
+
 @pytest.mark.parametrize('code', ['pickle.load(f)', 'np.load(f, allow_pickle=True)', 'eval(x)',
     'torch.load(f)', 'torch.load(f, weights_only=False)', 'yaml.load(f)'])
 def test_unsafe_reading(tree, code):
