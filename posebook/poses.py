@@ -145,12 +145,15 @@ class IndexBatches(DistributedSampler):
         self.epoch = self.resumed = epoch
         self.start = batch
     def order(self):
-        "The row numbers of this process; a few repeat where the processes do not divide the set"
+        "The row numbers of this process; in training a few repeat where the processes do not divide the set"
         rng = np.random.default_rng([self.seed, self.epoch])
         ids = rng.permutation(self.n) if self.shuffle else np.arange(self.n)
-        return np.resize(ids, math.ceil(self.n/self.world)*self.world)[self.rank::self.world]
+        if self.shuffle: ids = np.resize(ids, math.ceil(self.n/self.world)*self.world)
+        return ids[self.rank::self.world]
 
-    def __len__(self): return math.ceil(math.ceil(self.n/self.world)/self.batch_size)
+    def __len__(self):
+        rows = math.ceil(self.n/self.world) if self.shuffle else len(range(self.rank, self.n, self.world))
+        return math.ceil(rows/self.batch_size)
     def __iter__(self):
         ids,start,self.start = self.order(),self.start,0
         for b in range(start, len(self)): yield ids[b*self.batch_size:(b+1)*self.batch_size]
