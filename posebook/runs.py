@@ -363,7 +363,7 @@ def part_metrics(
     if nll: head |= dict(nll=nll.mean, bpd=nll.mean/(prior.dim*np.log(2)))
     return {k: float(v) if isinstance(v, float) else v for k,v in (head | prior_report(prior, some)).items()}
 
-# %% ../nbs/09c_runs.ipynb #09c-030
+# %% ../nbs/09c_runs.ipynb #09c-031
 def open_run(
     run:str, # Folder of a run, or the name of weights that ship with posebook
     options:list[str]=(), # Further options
@@ -415,7 +415,7 @@ def warn_if_seen(
     if seen: warnings.warn(f'{len(seen)} of {len(set(trial_keys(poses)))} recordings were trained on: '
                            'this is not a held-out score')
 
-# %% ../nbs/09c_runs.ipynb #09c-033
+# %% ../nbs/09c_runs.ipynb #09c-034
 def predict_run(
     run:str, # Folder of a run, or the name of weights that ship with posebook
     data:list[str]|None=None, # Motion; without it the data of the run
