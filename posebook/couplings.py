@@ -21,7 +21,8 @@ def affine(
     inverse:bool=False, # Undo the move
 )->tuple[Tensor,Tensor]: # Moved numbers, and the log of each one's stretch, both (..., n)
     "Multiply by exp(s), |s| < `bound`, and add t (Dinh et al. 2017)"
-    s,t = bound*torch.tanh(params[...,0]/bound),params[...,1]
+    s,t = params.unbind(-1)
+    s = bound*torch.tanh(s/bound)
     return ((x-t)*(-s).exp(), -s) if inverse else (x*s.exp()+t, s)
 
 # %% ../nbs/00i_couplings.ipynb #00i-009
@@ -49,7 +50,7 @@ def knots_of(
     inner = bound*(2*steps[...,:-1].cumsum(-1)-1)
     return F.pad(F.pad(inner, (1,0), value=-bound), (0,1), value=bound)
 
-# %% ../nbs/00i_couplings.ipynb #00i-012
+# %% ../nbs/00i_couplings.ipynb #00i-014
 def rise(
     t:Tensor, # Place in a piece, 0 to 1
     s:Tensor, # Mean slope of the piece
@@ -74,7 +75,7 @@ def fall(
     reached,slope = rise(t, s, d0, d1)
     return t-(reached-r)*s/slope
 
-# %% ../nbs/00i_couplings.ipynb #00i-013
+# %% ../nbs/00i_couplings.ipynb #00i-016
 def rational_quadratic(
     x:Tensor, # Numbers to move, shape (..., n)
     params:Tensor, # What the conditioner asks for, shape (..., n, 3K-1) for K pieces
@@ -93,7 +94,7 @@ def rational_quadratic(
     out,stretch = (x0+w*t, -slope.log()) if inverse else (y0+h*reached, slope.log())
     return out.where(inside, x), stretch.where(inside, torch.zeros_like(x))
 
-# %% ../nbs/00i_couplings.ipynb #00i-018
+# %% ../nbs/00i_couplings.ipynb #00i-021
 class GroupedLinear(nn.Module):
     "One linear layer, or one for each of `groups`, as a single matrix product"
     def __init__(self,
@@ -114,7 +115,7 @@ class GroupedLinear(nn.Module):
         product = torch.addmm if x.ndim==2 else torch.baddbmm
         return product(self.bias, x, self.weight)
 
-# %% ../nbs/00i_couplings.ipynb #00i-020
+# %% ../nbs/00i_couplings.ipynb #00i-023
 class Conditioner(nn.Module):
     "A perceptron whose last layer starts at zero, so that what it steers starts as the identity"
     def __init__(self,
@@ -138,7 +139,7 @@ class Conditioner(nn.Module):
         for layer in self.hidden: x = F.dropout(F.silu(layer(x)), self.dropout, self.training)
         return self.out(x)
 
-# %% ../nbs/00i_couplings.ipynb #00i-023
+# %% ../nbs/00i_couplings.ipynb #00i-026
 KINDS = dict(affine=(affine, 2), spline=(rational_quadratic, 23))
 
 class Coupling(nn.Module):
@@ -165,21 +166,21 @@ class Coupling(nn.Module):
         for name,ids in (('active',active),('passive',passive)):
             self.register_buffer(name, torch.tensor(ids, dtype=torch.long), persistent=False)
         self.register_buffer('order', torch.tensor(passive+active).argsort(), persistent=False)
-        if valid is not None: valid = valid[:,None,active].float()
+        if valid is not None: valid = None if valid[:,active].all() else valid[:,None,active].float()
         self.register_buffer('valid', valid, persistent=False)
         self.cut = len(active) if active[-1]<len(active) else -len(active) if active[0]>=dim-len(active) else 0
         n = KINDS[kind][1]*len(active)
         self.conditioner = Conditioner(len(passive)+cond_dim, n, hidden, depth, groups, dropout)
 
-# %% ../nbs/00i_couplings.ipynb #00i-024
+# %% ../nbs/00i_couplings.ipynb #00i-027
 @patch
 def part(self:Coupling,
     x:Tensor, # Vectors, shape (..., dim)
 )->tuple[Tensor,Tensor]: # The numbers that stay (..., P), and those that move (..., A)
     "Two views where the active numbers are the first or the last ones, copies otherwise"
     n = x.shape[-1]
-    if self.cut>0: return x.narrow(-1, self.cut, n-self.cut),x.narrow(-1, 0, self.cut)
-    if self.cut<0: return x.narrow(-1, 0, n+self.cut),x.narrow(-1, n+self.cut, -self.cut)
+    if self.cut>0: return x.split([self.cut, n-self.cut], -1)[::-1]
+    if self.cut<0: return x.split([n+self.cut, -self.cut], -1)
     return x.index_select(-1, self.passive),x.index_select(-1, self.active)
 
 @patch
@@ -191,7 +192,7 @@ def join(self:Coupling,
     if self.cut: return torch.cat([moved,still] if self.cut>0 else [still,moved], -1)
     return torch.cat([still,moved], -1).index_select(-1, self.order)
 
-#| exports
+# %% ../nbs/00i_couplings.ipynb #00i-028
 @patch
 def steer(self:Coupling,
     x:Tensor, # Vectors, shape (B, dim), or (G, B, dim)

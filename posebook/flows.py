@@ -188,7 +188,7 @@ def check_layer(
     mean,std = exist(y.mean(-2)),exist(y.std(-2))
     check = LayerCheck(name, float((layer.inverse(y, c)[0]-x).abs().max()), float((said-true).abs().max()),
         tuple(float(f()) for f in (logdet.min, logdet.mean, logdet.max)), float(mean[mean.abs().argmax()]),
-        (float(std.min()),float(std.max())), finite=bool(y.isfinite().all() and logdet.isfinite().all()),
+        (float(std.min()),float(std.max())), finite=bool((y.isfinite().all() and logdet.isfinite().all()) or not x.isfinite().all()),
         started=bool(getattr(layer, 'initialised', True)))
     if isinstance(layer, Coupling):
         hears = (valid[:,layer.passive].any(1) | (c is not None)) & valid[:,layer.active].any(1)
@@ -281,9 +281,9 @@ def problems(self:FlowReport)->list[str]: # Empty if all is well
         out.append(f'the log-determinant of the flow is off by {self.logdet_error:.1e} nats though those of its '
                    'layers are right: are all of them added up?')
     most = self.coverage.amax(0)
-    for what,bad in (('is never moved', most==0), ('is moved, but never by what others say', (most==1) & ~self.alone)):
+    for what,bad in (('never moved', most==0), ('moved, but never as others say', (most==1) & ~self.alone)):
         names = [n for n,b in zip(self.numbers, bad.tolist()) if b]
-        if names: out.append(f'{listed(names)} {what}: give it a place in the mask of a coupling')
+        if names: out.append(f'{what}: {listed(names)}; give them a place in the mask of a coupling')
     if self.deaf: out.append('the condition changes nothing: does any layer take it?')
     return out
 
@@ -364,7 +364,7 @@ def draw_statistics(self:FlowReport,
     ax.fill_between(i, *zip(*(l.std for l in self.layers)), color='#2272b4', alpha=.3, lw=0, label='deviations')
     ax.plot(i, [l.mean for l in self.layers], color='#2272b4', lw=1.5, label='furthest mean')
     ax.plot(i, [l.logdet[1] for l in self.layers], color='#e8762d', lw=1.5, label='mean logdet')
-    ax.set(xlabel='layer', title='what does it do to the numbers?'); ax.legend(frameon=False, fontsize=7)
+    ax.set(xlabel='layer', title='what does it do to them?'); ax.legend(frameon=False, fontsize=7)
 
 @patch
 def draw_saturation(self:FlowReport,
@@ -384,7 +384,8 @@ def draw_coverage(self:FlowReport,
 ):
     "Which numbers each layer moves"
     ax.imshow(self.coverage, cmap='Blues', vmin=0, vmax=2.5, aspect='auto', interpolation='nearest')
-    ax.set(xlabel='number', ylabel='layer', title='which numbers move?')
+    ax.locator_params(integer=True)
+    ax.set(xlabel='number', ylabel='layer', title='which numbers move? (pale: alone; dark: as others say)')
 
 PANELS = ('round_trip','logdet','statistics','saturation','coverage')
 
@@ -396,10 +397,9 @@ def figure(self:FlowReport,
     names = PANELS if name is None else (name,)
     if name not in (None, *PANELS): raise PriorError(f'figure: expected one of {PANELS}, got {name!r}')
     fig = PoseFigure(figsize=(7,4.2) if name is None else (4,2.4), layout='constrained')
-    axs = fig.subplots(2, 3).ravel() if name is None else [fig.subplots()]
-    for ax,n in zip(axs, names):
-        getattr(self, 'draw_'+n)(ax)
-        ax.title.set_fontsize(9); ax.tick_params(labelsize=7)
-        for text in (ax.xaxis.label, ax.yaxis.label): text.set_fontsize(8)
-    for ax in axs[len(names):]: ax.set_axis_off()
+    axs = fig.subplot_mosaic([PANELS[:3], [PANELS[3],*[PANELS[4]]*2]] if name is None else [[name]])
+    for n in names:
+        getattr(self, 'draw_'+n)(ax := axs[n])
+        ax.tick_params(labelsize=7)
+        for text in (ax.title, ax.xaxis.label, ax.yaxis.label): text.set_fontsize(8)
     return fig
