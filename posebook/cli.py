@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'COMMANDS', 'RUNS', 'add_arguments', 'say', 'write_text', 'load_poses', 'report_skipped', 'data', 'convert',
-           'convert_many', 'convert_one', 'fit', 'validate', 'test', 'predict', 'evaluate', 'unseen', 'sample',
-           'write_poses', 'view', 'pose_set_motion', 'demo', 'parse', 'parse_run', 'usage', 'run', 'UsageError', 'main',
-           'fail', 'one_line']
+           'convert_many', 'convert_one', 'fit', 'validate', 'test', 'predict', 'evaluate', 'compare', 'debug',
+           'sample', 'write_poses', 'view', 'pose_set_motion', 'demo', 'parse', 'parse_run', 'usage', 'run',
+           'UsageError', 'main', 'fail', 'one_line']
 
 # %% ../nbs/10_cli.ipynb #10-003
 import argparse, json, os, sys, time, warnings
@@ -194,9 +194,10 @@ def evaluate(
     "Score priors on held-out poses; sequences that a prior was trained on are left out"
     from posebook.demo import tensors
     from posebook.prior import PosePrior
+    from posebook.scoreboard import unseen
     from posebook.scores import score_prior, score_table
     loaded = {name: PosePrior.from_pretrained(name) for name in priors}
-    held = unseen(load_poses(data), loaded)
+    held = unseen(load_poses(data), list(loaded.values()), say)
     poses,groups = tensors(held)
     name = lambda n: Path(n).parent.name if Path(n).name=='prior' else Path(n).name
     scores = [score_prior(p, poses, groups, name(n), samples, seed) for n,p in loaded.items()]
@@ -205,20 +206,39 @@ def evaluate(
         for n,p in loaded.items(): print(f'\n{n}\n{p.joint_report(poses)}')
     if output: write_text(Path(output), json.dumps([s.record() for s in scores], indent=2))
 
-def unseen(
-    poses, # A `PoseSet`
-    priors:dict, # Name to loaded prior
-): # A `PoseSet`
-    "The sequences that none of `priors` was trained on"
-    import numpy as np
-    seen = {k for p in priors.values() for k in p.card.get('data',{}).get('train',[])}
-    keep = np.array([p['group'] not in seen for p in poses.provenance])
-    if not keep.any():
-        raise ValueError('every sequence was used to train these priors: give other data with --data')
-    if not keep.all(): say(f'left out {(~keep).sum()} of {len(keep)} sequences, which were trained on')
-    return poses.subset(keep[poses.sequence])
-
 # %% ../nbs/10_cli.ipynb #10-025
+def compare(
+    priors:list[str], # Folders, shipped names, NAME=RUN,RUN,RUN, or baselines to fit: gaussian:KIND, zuko:FLOW
+    data:list[str]=None, # Mocap to score on; without it the embedded clips
+    train:list[str]=None, # Mocap to fit baselines on; without it a part of the data
+    joints:str='', # Joints of the baselines (those of the first saved prior, else body)
+    runs:int=3, # Seeds of the training of each random baseline
+    samples:int=2000, # Most samples of each seed
+    seeds:int=3, # Seeds of the samples
+    output:str='outputs/compare', # Folder for the table, the figure and the JSON
+):
+    "Put priors side by side on poses that none of them has seen"
+    from posebook.scoreboard import is_baseline, run_compare
+    fit = [p for p in priors if is_baseline(p)]
+    saved = [p for p in priors if p not in fit]
+    print(run_compare(saved, data, fit, train, joints, runs, samples, seeds, output, say).table())
+
+# %% ../nbs/10_cli.ipynb #10-027
+def debug(
+    what:str, # What to debug: flow
+    prior:str, # A saved prior (folder or shipped name), or a .ckpt of its training
+    data:list[str]=None, # Mocap to run through it; without it the embedded clips
+    output:str='outputs/debug', # Folder for the table, the figures and the JSON
+):
+    "Check the layers of a flow; exits with 1 if something is wrong"
+    from posebook.demo import tensors
+    from posebook.flow_prior import debug_flow
+    if what!='flow': raise UsageError(f'cannot debug {what!r}; known is flow: posebook debug flow {prior}')
+    report = debug_flow(prior, None if data is None else tensors(load_poses(data))[0], output)
+    say(f'saved {output}')
+    if report.problems(): raise ValueError(f'{len(report.problems())} problem(s) found')
+
+# %% ../nbs/10_cli.ipynb #10-029
 def sample(
     prior:str, # A saved prior: a folder, or the name of weights that ship with posebook
     number:int=16, # How many poses
@@ -250,7 +270,7 @@ def write_poses(
         still = torch.zeros(len(poses), 3)
         write_motion(Motion(poses, still, get_skeleton('smplx'), fps, name, 'posebook sample'), path)
 
-# %% ../nbs/10_cli.ipynb #10-026
+# %% ../nbs/10_cli.ipynb #10-030
 def view(
     file:str, # Motion file, or a pose set
     output:str='', # File to write: .html, .gif, .mp4, .png (default: outputs/NAME.html)
@@ -279,7 +299,7 @@ def pose_set_motion(
     from posebook.poses import PoseSet
     return PoseSet.load(folder).motion(0)
 
-# %% ../nbs/10_cli.ipynb #10-028
+# %% ../nbs/10_cli.ipynb #10-032
 def demo(
     output:str='outputs/demo', # Folder for the page and the priors
     data:list[str]=None, # Mocap files and folders; without it the embedded clips
@@ -293,9 +313,9 @@ def demo(
     page = run_demo(load_poses(data), Path(output), joints, seed, say)
     print(f'\n{page}   ({time.time()-start:.0f} s)')
 
-# %% ../nbs/10_cli.ipynb #10-030
+# %% ../nbs/10_cli.ipynb #10-034
 COMMANDS = dict(demo=demo, data=data, convert=convert, fit=fit, validate=validate, test=test, predict=predict,
-                evaluate=evaluate, sample=sample, view=view)
+                evaluate=evaluate, compare=compare, debug=debug, sample=sample, view=view)
 RUNS = ('fit','validate','test','predict') # their other options are settings of the run
 
 def parse(
@@ -352,7 +372,7 @@ def run(
 class UsageError(ValueError):
     "The command line itself is wrong"
 
-# %% ../nbs/10_cli.ipynb #10-031
+# %% ../nbs/10_cli.ipynb #10-035
 def main(
     argv:list[str]|None=None, # Arguments; None takes those of the process
 )->int: # Exit code

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FLOWS', 'WARNING', 'COLUMNS', 'ZukoPrior', 'import_zuko', 'BestWeights', 'fit_run', 'recordings', 'make_prior',
-           'fit_rows', 'Scoreboard', 'compare', 'paired_difference', 'recording_ids', 'moving_within', 'text_cells',
-           'value_and_ends', 'markdown_cells', 'markdown_table', 'error_bar', 'run_compare', 'load_rows', 'read_parts',
-           'unseen']
+           'is_baseline', 'fit_rows', 'Scoreboard', 'compare', 'paired_difference', 'recording_ids', 'moving_within',
+           'text_cells', 'value_and_ends', 'markdown_cells', 'markdown_table', 'error_bar', 'run_compare', 'load_rows',
+           'read_parts', 'seen_by', 'was_seen', 'unseen']
 
 # %% ../nbs/03b_scoreboard.ipynb #03b-003
 import json, math, time
 from dataclasses import dataclass, replace
 from pathlib import Path
+import numpy as np
 import torch
 import pytorch_lightning as pl
 from fastcore.basics import patch
@@ -128,6 +129,12 @@ def make_prior(
     if model=='zuko' and kind in FLOWS: return ZukoPrior(kind, joints=joints)
     known = [f'gaussian:{k}' for k in KINDS]+[f'zuko:{k}' for k in FLOWS]
     raise PriorError(f'no baseline {spec!r}: expected one of {", ".join(known)}')
+
+def is_baseline(
+    text:str, # What a user calls a row
+)->bool:
+    "Whether `text` names a baseline to fit"
+    return text.partition(':')[0] in ('gaussian','zuko') and ':' in text
 
 def fit_rows(
     specs:list[str], # As in `make_prior`
@@ -355,7 +362,7 @@ def run_compare(
 )->Scoreboard:
     "Load, fit, leave out what was seen, score, save"
     rows = load_rows(priors)
-    held,source = read_parts(data, train, bool(fit), say)
+    held,source = read_parts(data, train, bool(fit), seen_by([p for r in rows.values() for p in r]), say)
     joints = joints or next((r[0].hparams.joints for r in rows.values()), 'body')
     rows |= fit_rows(fit or [], source.get('train'), source.get('val'), joints, runs, say)
     if not rows: raise PriorError('nothing to compare: name saved priors, or baselines with --fit')
@@ -381,15 +388,33 @@ def read_parts(
     data:list[str]|None, # Mocap to score on
     train:list[str]|None, # Mocap to fit on
     fit:bool, # Whether anything is to be fitted
+    seen:set[str]=frozenset(), # Recordings that saved priors have seen
     say=lambda *words: None, # Where progress goes
 )->tuple[PoseSet,dict[str,PoseSet]]: # Poses to score on, and those to fit on by part
-    "What to score on, and what to fit on"
+    "What to score on, and what to fit on: what the saved priors have seen, if that is in the data"
     held = PoseDataModule(data).whole_set()
     if not fit: return held,{}
     if train: return held,PoseDataModule(train).whole_set().split(fractions=(.9,.1,0))
-    parts = held.split(fractions=(.8,.1,.1) if data else (.5,.15,.35))
+    known = was_seen(held, seen)
+    if known.any() and not known.all():
+        parts = held.subset(known[held.sequence]).split(fractions=(.9,.1,0))
+        parts['test'] = held.subset(~known[held.sequence])
+    else: parts = held.split(fractions=(.8,.1,.1) if data else (.5,.15,.35))
     say(f'fitting on {len(parts["train"])} poses, {len(parts["test"])} of other recordings held out')
     return parts['test'],parts
+
+def seen_by(
+    priors:list[PosePrior], # Whose cards say what they have seen
+)->set[str]: # Keys of recordings
+    "Recordings that any of `priors` trained on or stopped by"
+    return {k for p in priors for part in ('train','val') for k in p.card.get('data', {}).get(part, [])}
+
+def was_seen(
+    poses:PoseSet, # A pose set
+    seen:set[str], # From `seen_by`
+)->np.ndarray: # True for the sequences of those recordings, shape (S,)
+    "Which sequences belong to recordings that were seen"
+    return np.array([p['group'] in seen for p in poses.provenance])
 
 def unseen(
     poses:PoseSet, # Poses to score on
@@ -397,9 +422,7 @@ def unseen(
     say=lambda *words: None, # Where progress goes
 )->PoseSet: # The recordings that none of them trained on or stopped by
     "What is held out for all of `priors`"
-    seen = {k for p in priors for part in ('train','val') for k in p.card.get('data', {}).get(part, [])}
-    keep = torch.tensor([p['group'] not in seen for p in poses.provenance])
-    if not keep.any():
-        raise PriorError('every recording was used to train these priors: give other data with --data')
-    if not keep.all(): say(f'left out {(~keep).sum()} of {len(keep)} recordings, which were trained on')
-    return poses.subset(keep.numpy()[poses.sequence])
+    known = was_seen(poses, seen_by(priors))
+    if known.all(): raise PriorError('every recording was used to train these priors: give other data with --data')
+    if known.any(): say(f'left out {known.sum()} of {len(known)} recordings, which were trained on')
+    return poses.subset(~known[poses.sequence])
