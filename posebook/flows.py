@@ -352,7 +352,7 @@ def draw_logdet(self:FlowReport,
     "Log-determinants of layers beside those of autograd"
     ends = [float(f(torch.nan_to_num(self.true))) for f in (torch.min, torch.max)]
     ax.plot(ends, ends, color='#c3cad3', lw=1)
-    for i,(a,b) in enumerate(zip(self.true, self.said)): ax.plot(a, b, '.', ms=4, color=f'C{i%10}')
+    for i,(a,b) in enumerate(zip(self.true.numpy(), self.said.numpy())): ax.plot(a, b, '.', ms=4, color=f'C{i%10}')
     ax.set(xlabel='autograd (nats)', ylabel='layer (nats)', title='does it count its stretching?')
 
 @patch
@@ -371,9 +371,9 @@ def draw_saturation(self:FlowReport,
     ax, # Axes of a figure
 ):
     "Share of moves at their limit, and of numbers outside of the bound"
-    i = torch.arange(len(self.layers))
-    ax.bar(i-.2, [l.saturated or 0 for l in self.layers], .4, color='#e8762d', label='at their limit')
-    ax.bar(i+.2, [l.outside or 0 for l in self.layers], .4, color='#8b95a3', label='outside the bound')
+    i = range(len(self.layers))
+    ax.bar([k-.2 for k in i], [l.saturated or 0 for l in self.layers], .4, color='#e8762d', label='at their limit')
+    ax.bar([k+.2 for k in i], [l.outside or 0 for l in self.layers], .4, color='#8b95a3', label='outside the bound')
     for k,l in enumerate(self.layers):
         if l.dead: ax.text(k, .5, 'dead', rotation=90, ha='center', va='center', fontsize=7)
     ax.set(xlabel='layer', ylabel='share', ylim=(0,1), title='is it stuck?'); ax.legend(frameon=False, fontsize=7)
@@ -383,7 +383,7 @@ def draw_coverage(self:FlowReport,
     ax, # Axes of a figure
 ):
     "Which numbers each layer moves"
-    ax.imshow(self.coverage, cmap='Blues', vmin=0, vmax=2.5, aspect='auto', interpolation='nearest')
+    ax.imshow(self.coverage.numpy(), cmap='Blues', vmin=0, vmax=2.5, aspect='auto', interpolation='nearest')
     ax.locator_params(integer=True)
     ax.set(xlabel='number', ylabel='layer', title='which numbers move? (pale: alone; dark: as others say)')
 
