@@ -143,9 +143,10 @@ def dead_parts(
 )->list[str]: # What is wrong, one for each way
     "In which way, and in which groups, a coupling does no work"
     flat = lambda t: t.reshape(len(hears), -1).amax(1)
-    still = flat((layer(x, c)[0]-x).abs())<1e-6
+    works = torch.ones_like(hears) if layer.valid is None else layer.valid.flatten(1).any(1)
+    still = (flat((layer(x, c)[0]-x).abs())<1e-6) & works
     params = layer.steer(x, c)
-    deaf = (flat(params.amax(-3)-params.amin(-3))<1e-6) & hears & ~still
+    deaf = (flat(params.amax(-3)-params.amin(-3))<1e-6) & hears & works & ~still
     where = lambda bad: '' if bad.all() or len(bad)==1 else f' in groups {bad.nonzero()[:,0].tolist()}'
     kinds = (('moves nothing',still), ('moves all rows alike, hearing nothing',deaf))
     return [what+where(bad) for what,bad in kinds if bad.any()]

@@ -236,6 +236,11 @@ def test_one_group_only():
     zero(flow.transforms[1].conditioner.out.weight.data[1:2], flow.transforms[1].conditioner.out.bias.data[1:2])
     assert any('moves nothing in groups [1]' in p for p in check_flow(flow, x).problems())
 
+def test_lacking_groups_are_not_dead():
+    flow, (x, c) = stack(**CASES['lacking']), inputs(**CASES['lacking'])
+    flow.initialise(x, c)
+    assert not any(l.dead for l in check_flow(flow, x, c).layers)   # group 3 has one number of six
+
 def test_deaf_to_the_condition():
     flow, x = plant('affine', None, cond=2)
     c = torch.randn(100, 2, generator=generator(5))
