@@ -23,7 +23,7 @@ from .training import load_checkpoint, read_checkpoint
 # %% ../nbs/01b_flow_prior.ipynb #01b-010
 class FlowPrior(PosePrior):
     "A prior whose density is a flow over standardised coordinates"
-    optimization = Optimization('adamw', weight_decay=1e-2, warmup=200)
+    optimization = Optimization('adamw', weight_decay=1e-2, warmup=.05)
     default_epochs = 60
 
     def make_flow(self,

@@ -64,9 +64,10 @@ def parameter_groups(
     weight_decay:float, # For matrices
 )->list[dict]: # One or two groups, as optimizers take them
     "Parameters that decay, and parameters that do not"
-    moved = [p for p in model.parameters() if p.requires_grad]
-    if not weight_decay: return [dict(params=moved, weight_decay=0.)]
-    groups = [([p for p in moved if p.ndim>=2], weight_decay), ([p for p in moved if p.ndim<2], 0.)]
+    moved = [(n.rpartition('.')[2], p) for n,p in model.named_parameters() if p.requires_grad]
+    if not weight_decay: return [dict(params=[p for _,p in moved], weight_decay=0.)]
+    decays = lambda name,p: p.ndim>=2 and name not in ('bias','loc') and not name.startswith('log_')
+    groups = [([p for n,p in moved if decays(n, p)==yes], weight_decay*yes) for yes in (True,False)]
     return [dict(params=ps, weight_decay=decay) for ps,decay in groups if ps]
 
 def configure(
