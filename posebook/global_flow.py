@@ -456,7 +456,7 @@ def fit(self:GlobalFlowPrior,
         pl.Trainer(**{**QUIET, 'max_epochs': max_epochs or self.default_epochs, **trainer}).fit(self, loader)
     return self.cpu().eval()
 
-# %% ../nbs/03_global_flow.ipynb #03-052
+# %% ../nbs/03_global_flow.ipynb #03-053
 @patch
 def partial(self:GlobalFlowPrior,
     poses:Tensor, # Axis-angle, shape (B, J, 3); what is not known is not looked at
@@ -498,7 +498,7 @@ def complete(self:GlobalFlowPrior,
     mask = self._known_mask(known)
     return torch.where(mask[...,None], poses.to(drawn), drawn)
 
-# %% ../nbs/03_global_flow.ipynb #03-060
+# %% ../nbs/03_global_flow.ipynb #03-061
 @patch
 def joint_given_rest(self:GlobalFlowPrior,
     poses:Tensor, # Axis-angle, shape (B, J, 3)
