@@ -7,12 +7,13 @@ __all__ = ['FlowPrior', 'open_prior', 'debug_flow', 'write_report']
 
 # %% ../nbs/01b_flow_prior.ipynb #01b-003
 import json
+from contextlib import contextmanager
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .coordinates import PriorError, check_poses
-from .flows import PANELS, Flow, FlowReport, StandardNormal, StudentT, check_flow
+from .flows import PANELS, Flow, FlowReport, StandardNormal, StudentT, Tempered, check_flow
 from .optimization import Optimization
 from .poses import embedded_data
 from .prior import PosePrior, Reservoir, prior_class
@@ -42,7 +43,7 @@ def base_of(self:FlowPrior,
     df:float, # Degrees of freedom of the base; 0 is a normal
 )->torch.nn.Module:
     "The density at the end of the flow"
-    return StudentT(df) if df else StandardNormal()
+    return Tempered(StudentT(df) if df else StandardNormal(), self.hparams.get('temperature', 1.))
 
 # %% ../nbs/01b_flow_prior.ipynb #01b-015
 @patch
@@ -69,6 +70,30 @@ def sample_x(self:FlowPrior,
 
 # %% ../nbs/01b_flow_prior.ipynb #01b-017
 @patch
+@contextmanager
+def tempered(self:FlowPrior,
+    temperature:float|None, # What samples of the base are multiplied by; None changes nothing
+):
+    "Everything inside draws at `temperature`"
+    bases = [m for m in self.modules() if isinstance(m, Tempered)]
+    before = [b.temperature for b in bases]
+    if temperature is not None:
+        for b in bases: b.temperature = Tempered(b.base, temperature).temperature
+    try: yield self
+    finally:
+        for b,t in zip(bases, before): b.temperature = t
+
+@patch
+def sample(self:FlowPrior,
+    n:int, # How many
+    generator:torch.Generator|None=None, # Source of randomness; None is torch's default one
+    temperature:float|None=None, # 1 draws from the density, more is more varied; None is the prior's own choice
+)->Tensor: # Canonical axis-angle, shape (n, J, 3)
+    "New poses"
+    with self.tempered(temperature): return PosePrior.sample(self, n, generator)
+
+# %% ../nbs/01b_flow_prior.ipynb #01b-019
+@patch
 def fit_coordinates(self:FlowPrior,
     batches, # Iterable of axis-angle poses, each (B, J, 3)
 )->FlowPrior: # itself
@@ -82,7 +107,7 @@ def fit_coordinates(self:FlowPrior,
     with torch.no_grad(): self.flow.initialise(self.standardise(self.coordinates(some.rows.to(self.coordinates.mean))))
     return self
 
-# %% ../nbs/01b_flow_prior.ipynb #01b-030
+# %% ../nbs/01b_flow_prior.ipynb #01b-033
 @patch
 def round_trip(self:FlowPrior,
     poses:Tensor, # Axis-angle, shape (B, J, 3)
@@ -93,7 +118,7 @@ def round_trip(self:FlowPrior,
     back = self.flow.inverse(self.flow(z)[0])[0]
     return ((back-z)*self.coordinates.scale).square().mean(-1)
 
-# %% ../nbs/01b_flow_prior.ipynb #01b-033
+# %% ../nbs/01b_flow_prior.ipynb #01b-036
 @patch
 def flow_inputs(self:FlowPrior,
     poses:Tensor, # Axis-angle, shape (B, J, 3)
@@ -101,7 +126,7 @@ def flow_inputs(self:FlowPrior,
     "What `check_flow` should run"
     return self.flow, self.standardise(self._coordinates(self._check(poses))), None
 
-# %% ../nbs/01b_flow_prior.ipynb #01b-039
+# %% ../nbs/01b_flow_prior.ipynb #01b-042
 def open_prior(
     source:PosePrior|str|Path, # A prior, its folder or name, or a checkpoint of its training
 )->PosePrior: # In evaluation mode

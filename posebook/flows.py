@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
-from .bijections import ActNorm, InvertibleLinear, Permutation, StandardNormal, StudentT # noqa: F401
+from .bijections import ActNorm, InvertibleLinear, Permutation, StandardNormal, StudentT, Tempered # noqa: F401
 from .coordinates import PriorError
 from .couplings import STEEPEST, Conditioner, Coupling, GroupedLinear, affine, rational_quadratic # noqa: F401
 from .sketch import PoseFigure

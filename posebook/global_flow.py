@@ -214,6 +214,7 @@ class GlobalFlowPrior(FlowPrior):
         cond_dim:int=0, # Length of the condition that comes with each pose; 0 for none
         completes:bool=False, # Also learn the rest of a pose given any part of it
         seed:int=0, # Seed of the orders, halves and rotations
+        temperature:float=1., # Stretch of the base that samples are drawn from, see `tempered`
         skeleton:str='smplx', # Layout of the poses
         tolerance:float=2e-3, # Spread under which a direction counts as fixed, radians
         residual_sigma:float=.1, # Price of leaving the data's subspace, radians
@@ -319,9 +320,10 @@ def sample(self:GlobalFlowPrior,
     n:int, # How many
     generator:torch.Generator|None=None, # Source of randomness; None is torch's default one
     condition:Tensor|None=None, # See `given`
+    temperature:float|None=None, # 1 draws from the density, more is more varied; None is the prior's own choice
 )->Tensor: # Canonical axis-angle, shape (n, J, 3)
     "New poses"
-    with self.given(condition): return PosePrior.sample(self, n, generator)
+    with self.given(condition): return FlowPrior.sample(self, n, generator, temperature)
 
 @patch
 def project(self:GlobalFlowPrior,
@@ -499,6 +501,15 @@ def complete(self:GlobalFlowPrior,
     return torch.where(mask[...,None], poses.to(drawn), drawn)
 
 # %% ../nbs/03_global_flow.ipynb #03-061
+@patch
+def flow_inputs(self:GlobalFlowPrior,
+    poses:Tensor, # Axis-angle, shape (B, J, 3)
+)->tuple[GlobalFlow,Tensor,Tensor|None]: # The flow, and the vectors and conditions that it gets
+    "What `check_flow` should run"
+    z = self.standardise(self._coordinates(self._check(poses)))
+    return self.flow, z, self.flow._given(z, self._rows(len(z)))[1]
+
+# %% ../nbs/03_global_flow.ipynb #03-063
 @patch
 def joint_given_rest(self:GlobalFlowPrior,
     poses:Tensor, # Axis-angle, shape (B, J, 3)
