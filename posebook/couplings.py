@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEEPEST', 'KINDS', 'affine', 'spline_knots', 'knots_of', 'rise', 'fall', 'rational_quadratic', 'GroupedLinear',
-           'Conditioner', 'Coupling']
+           'SiluLinear', 'features', 'Conditioner', 'Coupling']
 
 # %% ../nbs/00i_couplings.ipynb #00i-003
 import torch
@@ -115,7 +115,37 @@ class GroupedLinear(nn.Module):
         product = torch.addmm if x.ndim==2 else torch.baddbmm
         return product(self.bias, x, self.weight)
 
-# %% ../nbs/00i_couplings.ipynb #00i-023
+# %% ../nbs/00i_couplings.ipynb #00i-024
+class SiluLinear(torch.autograd.Function):
+    "Dropout of silu(x), then x W + b for each group; keeps x alone for the way back"
+    @staticmethod
+    def forward(ctx, x, weight, bias, dropout):
+        mask = torch.rand_like(x)>=dropout if dropout else None
+        ctx.save_for_backward(x, weight, mask)
+        ctx.keep = 1-dropout
+        return torch.baddbmm(bias, features(x, mask, ctx.keep), weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x,weight,mask = ctx.saved_tensors
+        h = features(x, mask, ctx.keep)
+        dw,db = torch.bmm(h.mT, grad),grad.sum(1, keepdim=True)
+        again = torch.is_grad_enabled() # someone wants to differentiate this, too
+        dh = torch.bmm(grad, weight.mT, out=None if again else h)
+        if mask is not None: dh = dh*mask/ctx.keep if again else dh.mul_(mask).div_(ctx.keep)
+        if again: return dh*x.sigmoid()*(1+x*(1-x.sigmoid())),dw,db,None
+        return torch.ops.aten.silu_backward.grad_input(dh, x, grad_input=dh),dw,db,None
+
+def features(
+    x:Tensor, # Before the activation, any shape
+    mask:Tensor|None, # What is kept, of the same shape; None keeps all
+    keep:float, # Share that is kept
+)->Tensor: # Of the same shape
+    "silu(x), and what is left of it after dropout"
+    h = F.silu(x)
+    return h if mask is None else h.mul_(mask).div_(keep) if not h.requires_grad else h*mask/keep
+
+# %% ../nbs/00i_couplings.ipynb #00i-026
 class Conditioner(nn.Module):
     "A perceptron whose last layer starts at zero, so that what it steers starts as the identity"
     def __init__(self,
@@ -136,10 +166,14 @@ class Conditioner(nn.Module):
         x:Tensor, # Shape (B, n_in), or (G, B, n_in)
     )->Tensor: # Shape (B, n_out), or (G, B, n_out)
         "Hidden layers with SiLU, then the output"
-        for layer in self.hidden: x = F.dropout(F.silu(layer(x)), self.dropout, self.training)
-        return self.out(x)
+        layers,drop = [*self.hidden,self.out],self.dropout if self.training else 0.
+        x = layers[0](x)
+        for layer in layers[1:]:
+            if x.ndim==2 or not x.requires_grad: x = layer(F.dropout(F.silu(x), drop, drop>0))
+            else: x = SiluLinear.apply(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype), drop)
+        return x
 
-# %% ../nbs/00i_couplings.ipynb #00i-026
+# %% ../nbs/00i_couplings.ipynb #00i-029
 KINDS = dict(affine=(affine, 2), spline=(rational_quadratic, 23))
 
 class Coupling(nn.Module):
@@ -172,7 +206,7 @@ class Coupling(nn.Module):
         n = KINDS[kind][1]*len(active)
         self.conditioner = Conditioner(len(passive)+cond_dim, n, hidden, depth, groups, dropout)
 
-# %% ../nbs/00i_couplings.ipynb #00i-027
+# %% ../nbs/00i_couplings.ipynb #00i-030
 @patch
 def part(self:Coupling,
     x:Tensor, # Vectors, shape (..., dim)
@@ -192,7 +226,7 @@ def join(self:Coupling,
     if self.cut: return torch.cat([moved,still] if self.cut>0 else [still,moved], -1)
     return torch.cat([still,moved], -1).index_select(-1, self.order)
 
-# %% ../nbs/00i_couplings.ipynb #00i-028
+# %% ../nbs/00i_couplings.ipynb #00i-031
 @patch
 def steer(self:Coupling,
     x:Tensor, # Vectors, shape (B, dim), or (G, B, dim)

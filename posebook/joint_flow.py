@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTEXTS', 'ACTIVE', 'CPU_ROWS', 'joint_order', 'visible', 'dependency_levels', 'JointContext', 'JointFlow',
-           'group_slices', 'JointFlowPrior', 'parents_among']
+           'group_slices', 'Level', 'JointFlowPrior', 'parents_among']
 
 # %% ../nbs/02_joint_flow.ipynb #02-003
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from .coordinates import PoseCoordinates, PriorError
-from .couplings import Coupling, GroupedLinear
+from .couplings import KINDS, Coupling, GroupedLinear
 from .flow_prior import FlowPrior
 from .flows import Flow
 from .skeleton import Skeleton
@@ -72,17 +72,19 @@ class JointContext(nn.Module):
         mask = sees[:,None].float().repeat_interleave(3, 2)
         self.register_buffer('look', look if few else None, persistent=False)
         self.register_buffer('mask', None if few else mask, persistent=False)
-        self.reach,self.dropout,width = 3*n,dropout,3*most if few else 3*n
+        self.slots = self.reach = 3*n
+        self.dropout,width = dropout,3*most if few else 3*n
         self.dim = hidden if hidden and most else width
         self.first = GroupedLinear(width, hidden, n) if hidden and most else None
         self.second = GroupedLinear(hidden, hidden, n) if hidden and most else None
 
     def seen(self,
-        x:Tensor, # Slots of all joints, shape (B, 3G)
+        x:Tensor, # Slots of all joints, shape (B, 3G); three zeros more save a copy
     )->Tensor: # Shape (G, B, S), zeros where there is nothing to see
         "The coordinates that condition each joint"
         if self.look is None: return x[:,:self.reach]*self.mask[...,:self.reach]
-        joints = F.pad(x, (0,3)).unflatten(1, (-1,3)).index_select(1, self.look.flatten())
+        if x.shape[1]==self.slots: x = F.pad(x, (0,3))
+        joints = x.unflatten(1, (-1,3)).index_select(1, self.look.flatten())
         return joints.unflatten(1, (len(self.look),-1)).flatten(2).transpose(0, 1)
 
     def forward(self,
@@ -212,16 +214,70 @@ def inverse(self:JointFlow,
         total,start = total+logdet.sum(0),start+n
     return x[:,self.slot],total
 
+# %% ../nbs/02_joint_flow.ipynb #02-025
+class Level:
+    "The joints of a level, laid out for drawing"
+    def __init__(self,
+        part:JointFlow, # The slice of these joints
+        start:int, # Place of the first of them
+    ):
+        n = len(part.flow.transforms[0].conditioner.out.weight)
+        flat = (lambda t: t[0]) if n==1 else (lambda t: t)
+        self.at,self.product = start if n==1 else slice(start, start+n),torch.addmm if n==1 else torch.baddbmm
+        pairs = lambda layers: [(flat(l.bias),flat(l.weight)) for l in layers]
+        self.part,self.flat,self.seen,c = part,flat,None,part.context
+        if start and n==1 and c.first is not None and c.mask is not None and c.mask[...,:3*start].all():
+            self.seen = 3*start
+            (b,w),self.second = pairs([c.first])[0],pairs([c.second])
+            self.first = b,w[:3*start]
+        self.steps = [(t, pairs(t.conditioner.hidden), *pairs([t.conditioner.out]), None if t.valid is None else flat(t.valid))
+                      for t in reversed(part.flow.transforms) if t.valid is None or t.valid.any()]
+
+    def context(self,
+        x:Tensor, # Slots of all joints and three zeros, shape (B, 3G+3); those of earlier levels are drawn
+    )->Tensor: # Shape (n, B, C), or (B, C) for one joint
+        "The condition of these joints"
+        if self.seen is None: return self.flat(self.part.context(x))
+        c = F.silu(torch.addmm(self.first[0], x[:,:self.seen], self.first[1]), inplace=True)
+        return F.silu(torch.addmm(self.second[0][0], c, self.second[0][1]), inplace=True)
+
+    def draw(self,
+        x:Tensor, # The same; this level's hold points of the base, which are replaced
+    ):
+        "From the base to data, in place"
+        c,own = self.context(x),x.view(len(x), -1, 3).transpose(0, 1)[self.at]
+        for t,hidden,(bias,weight),valid in self.steps:
+            still,v = t.part(own)
+            h = torch.cat([still,c], -1)
+            for b,w in hidden: h = F.silu(self.product(b, h, w), inplace=True)
+            params = self.product(bias, h, weight).view(*v.shape, -1)
+            moved = KINDS[t.kind][0](v, params, t.bound, True)[0]
+            v.copy_(moved if valid is None else torch.lerp(v, moved, valid))
+
+# %% ../nbs/02_joint_flow.ipynb #02-026
+@patch
+def plan(self:JointFlow)->list[Level]: # One for each level
+    "The levels, kept from call to call as long as the weights stay where they are"
+    key = tuple(t.data_ptr() for t in self.parameters())
+    if self.__dict__.get('kept', (None,))[0]!=key:
+        with torch.no_grad(): parts = [part.eval() for part in group_slices(self, self.levels)]
+        self.__dict__['kept'] = key,[Level(p, sum(self.levels[:i])) for i,p in enumerate(parts)]
+    return self.kept[1]
+
 @patch
 def sample(self:JointFlow,
     n:int, # How many
     generator:torch.Generator|None=None, # Source of randomness
-)->Tensor: # Coordinates, shape (n, D)
-    "Draw from the base and go back, some rows at a time"
-    z = self.flow.base.sample((n,len(self.slot)), generator, self.slot.device)
-    return torch.cat([self.inverse(rows)[0] for rows in z.split(1024)])
+)->Tensor: # Coordinates, shape (n, D); no gradient
+    "Draw from the base and go back, level by level, as many poses at a time as suit the cache"
+    x = F.pad(self.slots(self.flow.base.sample((n,len(self.slot)), generator, self.slot.device)), (0,3))
+    some = max(64, CPU_ROWS//max(self.levels)) if x.device.type=='cpu' else n
+    with torch.inference_mode():
+        for rows in x.split(some):
+            for level in self.plan(): level.draw(rows)
+    return x[:,self.slot]
 
-# %% ../nbs/02_joint_flow.ipynb #02-025
+# %% ../nbs/02_joint_flow.ipynb #02-029
 class JointFlowPrior(FlowPrior):
     "A conditional flow for each joint that moves"
     def __init__(self,
@@ -264,7 +320,7 @@ def parents_among(
         return ids.index(j) if j>=0 else -1
     return [up(j) for j in ids]
 
-# %% ../nbs/02_joint_flow.ipynb #02-027
+# %% ../nbs/02_joint_flow.ipynb #02-031
 @patch
 def fit_coordinates(self:JointFlowPrior,
     batches, # Iterable of axis-angle poses, each (B, J, 3)
@@ -275,7 +331,7 @@ def fit_coordinates(self:JointFlowPrior,
         self.coordinates.fit_centre(batches)
     return FlowPrior.fit_coordinates(self, batches)
 
-# %% ../nbs/02_joint_flow.ipynb #02-030
+# %% ../nbs/02_joint_flow.ipynb #02-034
 @patch
 def joint_nll(self:JointFlowPrior,
     poses:Tensor, # Axis-angle, shape (B, J, 3)
@@ -285,7 +341,7 @@ def joint_nll(self:JointFlowPrior,
     nll = -self.flow.joint_log_prob(self.standardise(self._coordinates(self._check(poses))))
     return {c.names[j]: v+c.scale[c.joint==j].log().sum() for j,v in zip(self.order, nll)}
 
-# %% ../nbs/02_joint_flow.ipynb #02-038
+# %% ../nbs/02_joint_flow.ipynb #02-042
 @patch
 def joint_report(self:JointFlowPrior,
     poses:Tensor, # Axis-angle, shape (B, J, 3)
