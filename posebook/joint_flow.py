@@ -290,6 +290,7 @@ class JointFlowPrior(FlowPrior):
         context_hidden:int=64, # Width of the context; 0 conditions on the coordinates themselves
         dropout:float=.1, # Share of features dropped in training
         df:float=6., # Degrees of freedom of the base, a Student t; 0 is a normal
+        temperature:float=1., # Stretch of the base that samples are drawn from, see `tempered`
         chart:str='axis_angle', # How rotations are told, 'axis_angle' or 'tangent' (from each joint's mean)
         skeleton:str='smplx', # Layout of the poses
         tolerance:float=2e-3, # Spread under which a direction counts as fixed, radians
@@ -331,7 +332,16 @@ def fit_coordinates(self:JointFlowPrior,
         self.coordinates.fit_centre(batches)
     return FlowPrior.fit_coordinates(self, batches)
 
-# %% ../nbs/02_joint_flow.ipynb #02-034
+# %% ../nbs/02_joint_flow.ipynb #02-033
+@patch
+def flow_inputs(self:JointFlowPrior,
+    poses:Tensor, # Axis-angle, shape (B, J, 3)
+)->tuple[Flow,Tensor,Tensor]: # The grouped flow, and the vectors (G, B, 3) and contexts (G, B, C) that it gets
+    "What `check_flow` should run"
+    slots = self.flow.slots(self.standardise(self._coordinates(self._check(poses))))
+    return self.flow.flow, slots.unflatten(1, (-1,3)).transpose(0, 1), self.flow.context(slots)
+
+# %% ../nbs/02_joint_flow.ipynb #02-036
 @patch
 def joint_nll(self:JointFlowPrior,
     poses:Tensor, # Axis-angle, shape (B, J, 3)
@@ -341,7 +351,7 @@ def joint_nll(self:JointFlowPrior,
     nll = -self.flow.joint_log_prob(self.standardise(self._coordinates(self._check(poses))))
     return {c.names[j]: v+c.scale[c.joint==j].log().sum() for j,v in zip(self.order, nll)}
 
-# %% ../nbs/02_joint_flow.ipynb #02-042
+# %% ../nbs/02_joint_flow.ipynb #02-044
 @patch
 def joint_report(self:JointFlowPrior,
     poses:Tensor, # Axis-angle, shape (B, J, 3)
