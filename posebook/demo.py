@@ -16,6 +16,7 @@ from torch import Tensor
 from .gaussian import KINDS, GaussianPrior
 from .poses import PoseSet
 from .prior import PosePrior
+from .scoreboard import recording_ids
 from .scores import Scores, score_prior, score_table
 from .sketch import PoseFigure
 from .view import (animate, html_pre, html_report, plot_joint_distributions,
@@ -26,9 +27,9 @@ FRACTIONS = (.6,0,.4)
 
 def tensors(
     poses:PoseSet, # A pose set
-)->tuple[Tensor,Tensor]: # Poses (N, 55, 3), and the sequence of each (N,)
-    "A pose set in memory"
-    return torch.tensor(poses.poses), torch.tensor(poses.sequence)
+)->tuple[Tensor,Tensor]: # Poses (N, 55, 3), and the recording of each (N,)
+    "A pose set in memory; two files of one recording count as one"
+    return torch.tensor(poses.poses), recording_ids(poses)
 
 def trial_keys(
     poses:PoseSet, # A pose set
