@@ -17,6 +17,7 @@ from .flows import PANELS, Flow, FlowReport, StandardNormal, StudentT, Tempered,
 from .optimization import Optimization
 from .poses import embedded_data
 from .prior import PosePrior, Reservoir, prior_class
+from .rotations import canonical_axis_angle
 from .sketch import figure_png
 from .take import whole_file
 from .training import load_checkpoint, read_checkpoint
@@ -109,6 +110,70 @@ def fit_coordinates(self:FlowPrior,
 
 # %% ../nbs/01b_flow_prior.ipynb #01b-033
 @patch
+def _flow(self:FlowPrior, x, inverse=False):
+    "Standardised coordinates to the base, or back"
+    return (self.flow.inverse if inverse else self.flow)(x)
+
+@patch
+def latent(self:FlowPrior,
+    poses:Tensor, # Axis-angle, shape (B, J, 3)
+)->Tensor: # Points of the base, shape (B, D)
+    "Where poses come from"
+    return self._flow(self.standardise(self._coordinates(self._check(poses))))[0]
+
+@patch
+def settle(self:FlowPrior,
+    z:Tensor, # Points of the base, shape (B, D)
+    level:Tensor|float, # Energy to come down to
+    halvings:int=12, # Rounds of bisection
+)->Tensor: # Points of the base, shape (B, D)
+    "Draw points towards the centre of the base, just until their poses are plausible"
+    over = lambda z: -self.log_prob_x(self._flow(z, True)[0]*self.coordinates.scale)>level
+    low,high = z.new_zeros(len(z), 1),torch.ones_like(z[:,:1])
+    low = torch.where(over(z)[:,None], low, high)
+    for _ in range(halvings):
+        mid = (low+high)/2
+        bad = over(mid*z)[:,None]
+        low,high = torch.where(bad, low, mid),torch.where(bad, mid, high)
+    return low*z
+
+# %% ../nbs/01b_flow_prior.ipynb #01b-034
+@patch
+def project(self:FlowPrior,
+    poses:Tensor, # Axis-angle, shape (B, J, 3)
+    level:float|None=None, # Energy to come down to; None is the level of training poses
+    max_steps:int=100, # Steps of Adam in the base
+    rate:float=.1, # Their size, in units of the base
+    price:float=.1, # Of a nat above `level`, radians squared
+    history:bool=False, # Also return every step
+)->Tensor|tuple[Tensor,Tensor]: # Poses (B, J, 3), and with `history` also (steps+2, B, J, 3)
+    "The nearest plausible poses; those that are plausible already stay"
+    c,poses = self.coordinates,canonical_axis_angle(self._check(poses)).detach()
+    level,v = self.level if level is None else level,self.coordinates.select(poses)
+    with torch.no_grad():
+        far = (self.energy(poses)>level)[:,None,None]
+        z = self.settle(self.latent(poses), level).requires_grad_()
+    steps,adam = [poses],torch.optim.Adam([z], rate)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max_steps)
+    for _ in range(max_steps if far.any() else 0):
+        x = self._flow(z, True)[0]*c.scale
+        if history: steps.append(self._pose_at(x.detach(), poses, far))
+        apart = (c.mean + x@c.rebuild.T - v).square().sum(1)
+        over = (-self.log_prob_x(x)-level).clamp_min(0)
+        z.grad, = torch.autograd.grad((apart+price*over).sum(), z)
+        adam.step(); fall.step()
+    with torch.no_grad(): steps.append(self._pose_at(self._flow(self.settle(z, level), True)[0]*c.scale, poses, far))
+    return (steps[-1],torch.stack(steps)) if history else steps[-1]
+
+@patch
+def _pose_at(self:FlowPrior, x, poses, far):
+    "`poses`, with the modelled joints at coordinates `x` where `far`"
+    out,ids = poses.clone(),self.coordinates.ids
+    out[:,ids] = self.coordinates.inverse(x)[:,ids]
+    return torch.where(far, out, poses)
+
+# %% ../nbs/01b_flow_prior.ipynb #01b-039
+@patch
 def round_trip(self:FlowPrior,
     poses:Tensor, # Axis-angle, shape (B, J, 3)
 )->Tensor: # Mean squared error of the coordinates, radians squared, shape (B,)
@@ -118,7 +183,7 @@ def round_trip(self:FlowPrior,
     back = self.flow.inverse(self.flow(z)[0])[0]
     return ((back-z)*self.coordinates.scale).square().mean(-1)
 
-# %% ../nbs/01b_flow_prior.ipynb #01b-036
+# %% ../nbs/01b_flow_prior.ipynb #01b-042
 @patch
 def flow_inputs(self:FlowPrior,
     poses:Tensor, # Axis-angle, shape (B, J, 3)
@@ -126,7 +191,7 @@ def flow_inputs(self:FlowPrior,
     "What `check_flow` should run"
     return self.flow, self.standardise(self._coordinates(self._check(poses))), None
 
-# %% ../nbs/01b_flow_prior.ipynb #01b-042
+# %% ../nbs/01b_flow_prior.ipynb #01b-048
 def open_prior(
     source:PosePrior|str|Path, # A prior, its folder or name, or a checkpoint of its training
 )->PosePrior: # In evaluation mode

@@ -300,6 +300,11 @@ def sample_x(self:GlobalFlowPrior,
     return self.flow.sample(n, self._rows(n), generator)*self.coordinates.scale
 
 @patch
+def _flow(self:GlobalFlowPrior, x, inverse=False):
+    "Standardised coordinates to the base, or back, under the present condition"
+    return (self.flow.inverse if inverse else self.flow)(x, self._rows(len(x)))
+
+@patch
 def log_prob(self:GlobalFlowPrior,
     poses:Tensor, # Axis-angle, shape (B, J, 3)
     condition:Tensor|None=None, # See `given`
@@ -330,14 +335,14 @@ def project(self:GlobalFlowPrior,
     poses:Tensor, # Axis-angle, shape (B, J, 3)
     level:float|None=None, # Energy to come down to; None is the level of training poses
     condition:Tensor|None=None, # See `given`
-    **how, # `max_steps`, `max_turn`, `history` of `PosePrior.project`
+    **how, # `max_steps`, `rate`, `price`, `history` of `FlowPrior.project`
 )->Tensor|tuple[Tensor,Tensor]: # Poses (B, J, 3), and with `history` also (steps+1, B, J, 3)
-    "The nearest plausible poses, to first order"
+    "The nearest plausible poses"
     with self.given(condition):
         c,D = self.condition,self.dim
         if level is None and self.hparams.completes and c is not None and (c[:,:D]>0).any():
             raise PriorError('the level of whole poses means nothing for a part: pass level=..., an energy under this condition')
-        return PosePrior.project(self, poses, level, **how)
+        return FlowPrior.project(self, poses, level, **how)
 
 @patch
 def round_trip(self:GlobalFlowPrior,
