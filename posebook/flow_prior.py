@@ -156,14 +156,20 @@ def project(self:FlowPrior,
     steps,adam = [poses],torch.optim.Adam([z], rate)
     fall = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max_steps)
     for _ in range(max_steps if far.any() else 0):
-        x = self._flow(z, True)[0]*c.scale
-        if history: steps.append(self._pose_at(x.detach(), poses, far))
-        apart = (c.mean + x@c.rebuild.T - v).square().sum(1)
-        over = (-self.log_prob_x(x)-level).clamp_min(0)
-        z.grad, = torch.autograd.grad((apart+price*over).sum(), z)
+        x,z.grad = self._pull(z, v, level, price)
+        if history: steps.append(self._pose_at(x, poses, far))
         adam.step(); fall.step()
     with torch.no_grad(): steps.append(self._pose_at(self._flow(self.settle(z, level), True)[0]*c.scale, poses, far))
     return (steps[-1],torch.stack(steps)) if history else steps[-1]
+
+@patch
+@torch.enable_grad()
+def _pull(self:FlowPrior, z, v, level, price):
+    "Coordinates of base points `z`, and the gradient of their distance from `v` and of their price"
+    c,x = self.coordinates,self._flow(z, True)[0]*self.coordinates.scale
+    apart = (c.mean + x@c.rebuild.T - v).square().sum(1)
+    over = (-self.log_prob_x(x)-level).clamp_min(0)
+    return x.detach(),torch.autograd.grad((apart+price*over).sum(), z)[0]
 
 @patch
 def _pose_at(self:FlowPrior, x, poses, far):
