@@ -6,13 +6,12 @@
 __all__ = ['SHIPPED', 'list_pretrained', 'publish', 'card_text']
 
 # %% ../nbs/03c_pretrained.ipynb #03c-003
-import json
 from pathlib import Path
 import posebook
 from .coordinates import PriorError
 from .prior import CONFIG, WEIGHTS, PosePrior, read_config, whole_folder
 
-# %% ../nbs/03c_pretrained.ipynb #03c-017
+# %% ../nbs/03c_pretrained.ipynb #03c-019
 SHIPPED = Path(posebook.__file__).parent/'pretrained'
 
 def list_pretrained(
@@ -26,7 +25,7 @@ def list_pretrained(
                           licence=c['card'].get('licence'), bytes=(p.parent/WEIGHTS).stat().st_size))
     return found
 
-# %% ../nbs/03c_pretrained.ipynb #03c-020
+# %% ../nbs/03c_pretrained.ipynb #03c-022
 def publish(
     run:str|Path, # A finished run, whose weights ship
     name:str, # What they will be called
@@ -50,7 +49,7 @@ def publish(
         (new/'README.md').write_text(card_text(name, read_config(new)))
     return where
 
-# %% ../nbs/03c_pretrained.ipynb #03c-021
+# %% ../nbs/03c_pretrained.ipynb #03c-023
 def card_text(
     name:str, # What the prior is called
     config:dict, # Its configuration, with the card

@@ -24,7 +24,7 @@ from .coordinates import PriorError
 from .demo import listed, tensors, trial_keys, versions
 from .optimization import Optimization
 from .poses import PoseDataModule
-from .prior import CONFIG, LEVEL_POSES, PosePrior, find_pretrained, quiet_lightning, read_config, spaced_rows
+from .prior import LEVEL_POSES, PosePrior, find_pretrained, quiet_lightning, read_config, spaced_rows
 from .scores import held_out_nll, score_prior, score_table
 from .take import whole_file
 from .training import (BEST, LAST, CallbackOptions, check_checkpoint, load_checkpoint,

@@ -219,7 +219,7 @@ def moving_within(
     "How many coordinates move on their own within one recording"
     x,counts = coordinates.select(poses),[]
     for r in groups.unique():
-        if (n := int((groups==r).sum())) < frames*x.shape[1]: continue
+        if int((groups==r).sum()) < frames*x.shape[1]: continue
         cov = Moments(x.shape[1]).update(x[groups==r]).covariance
         counts.append(len(independent_directions(cov, coordinates.tolerance)[0]))
     return tuple(counts)

@@ -9,7 +9,6 @@ __all__ = ['BEST', 'LAST', 'EMA', 'random_state', 'set_random_state', 'fresh_sta
 
 # %% ../nbs/00hb_training.ipynb #00hb-003
 import csv, math, pickle, warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .coordinates import PriorError
 from .metrics import average_pairwise_distance, nearest_neighbour_distance
-from .prior import LEVEL_POSES, PosePrior, spaced_rows
+from .prior import PosePrior, spaced_rows
 from .skeleton import pose_to_joints
 from .take import whole_file
 from .view import plot_poses

@@ -7,7 +7,6 @@ from posebook.coordinates import PriorError
 from posebook.couplings import Coupling, rational_quadratic, spline_knots
 from posebook.flow_prior import FlowPrior, debug_flow
 from posebook.flows import PANELS, Flow, check_flow
-from posebook.prior import PosePrior
 from test_prior import some_poses
 
 def generator(seed=0): return torch.Generator().manual_seed(seed)

@@ -4,7 +4,7 @@ import pytest, torch
 from posebook.coordinates import PriorError
 from posebook.flows import StudentT
 from posebook.gaussian import GaussianPrior
-from posebook.global_flow import (GlobalFlow, GlobalFlowPrior, TriangularLinear, halves, ks_distance, limbs, solve_rows)
+from posebook.global_flow import (GlobalFlow, GlobalFlowPrior, halves, ks_distance, limbs, solve_rows)
 from posebook.prior import PosePrior
 from posebook.rotations import canonical_axis_angle, matrix_to_rotation_6d, rotation_6d_to_matrix, axis_angle_to_matrix
 from posebook.skeleton import get_skeleton
