@@ -227,7 +227,7 @@ def compare(
 def debug(
     what:str, # What to debug: flow
     prior:str, # A saved prior (folder or shipped name), or a .ckpt of its training
-    data:list[str]=None, # Mocap to run through it; without it the embedded clips
+    data:list[str]=None, # Mocap to run through it; without it poses that the prior draws itself
     output:str='outputs/debug', # Folder for the table, the figures and the JSON
 ):
     "Check the layers of a flow; exits with 1 if something is wrong"
