@@ -107,7 +107,7 @@ def test_tensorboard_has_scalars_and_samples(shop):
     tags = events.Tags()
     assert tags['images'] == ['samples']
     assert {'train/nll', 'train/bpd', 'val/nll', 'val/bpd', 'val/plausible', 'val/apd_cm', 'val/joint/left_hip',
-            'lr'} <= set(tags['scalars'])
+            'lr/pg1', 'lr/pg2'} <= set(tags['scalars'])  # what decays, and what does not
 
 
 def test_early_stopping(shop):
