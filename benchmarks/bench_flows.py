@@ -81,7 +81,7 @@ def clock(work, seconds, gpu):
 def row(name, job, models, work, gpu):
     "One line: medians of interleaved rounds, and the ratio of each peer to ours"
     times = {k: [] for k in models}
-    for _ in range(2):
+    for _ in range(4):
         for k, m in models.items(): times[k] += clock(lambda: work(m), .35, gpu)
     ms = {k: median(v) for k, v in times.items()}
     peers = [f'{ms[k]:9.1f}{ms[k]/ms["ours"]:7.2f}' if k in ms else f'{"-":>9}{"-":>7}' for k in ('loop', 'zuko')]

@@ -320,7 +320,7 @@ def sample(self:JointFlow,
 )->Tensor: # Coordinates, shape (n, D); no gradient
     "Draw from the base and go back, level by level, as many poses at a time as suit the cache"
     x = F.pad(self.slots(self.flow.base.sample((n,len(self.slot)), generator, self.slot.device)), (0,3))
-    some = max(64, CPU_ROWS//max(self.levels)) if x.device.type=='cpu' else n
+    some = max(64, 2*CPU_ROWS//max(self.levels)) if x.device.type=='cpu' else n
     with torch.inference_mode():
         levels,small = self.plan(),self.kept[2]
         if small and n<=FEW_ROWS:
