@@ -21,10 +21,11 @@ from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 import posebook
 from .coordinates import PriorError
-from .demo import listed, tensors, trial_keys, versions
+from .demo import listed, tensors, versions
 from .optimization import Optimization
 from .poses import PoseDataModule
 from .prior import LEVEL_POSES, PosePrior, find_pretrained, quiet_lightning, read_config, spaced_rows
+from .scoreboard import recordings
 from .scores import held_out_nll, score_prior, score_table
 from .take import whole_file
 from .training import (BEST, LAST, CallbackOptions, check_checkpoint, load_checkpoint,
@@ -347,8 +348,8 @@ def card(self:PriorCLI,
     timer = next(c for c in t.callbacks if isinstance(c, Timer))
     training = dict(seconds=round(timer.time_elapsed('train'), 3), steps=t.global_step, epochs=t.current_epoch,
                     device=str(t.strategy.root_device.type), processes=t.world_size, weights=weights)
-    recordings = {part: trial_keys(poses) for part,poses in d.parts.items()}
-    return dict(data=dict(fingerprint=d.fingerprint, **recordings), versions=versions(),
+    kept = {part: recordings(poses) for part,poses in d.parts.items()}
+    return dict(data=dict(fingerprint=d.fingerprint, **kept), versions=versions(),
                 seed=self.config.seed_everything, training=training)
 
 def part_metrics(
@@ -411,8 +412,8 @@ def warn_if_seen(
     poses, # A `PoseSet` to judge it on
 ):
     "Say so when a prior is judged on what it has learned from"
-    seen = set(prior.card.get('data', {}).get('train', [])) & set(trial_keys(poses))
-    if seen: warnings.warn(f'{len(seen)} of {len(set(trial_keys(poses)))} recordings were trained on: '
+    seen = set(prior.card.get('data', {}).get('train', [])) & set(recordings(poses))
+    if seen: warnings.warn(f'{len(seen)} of {len(set(recordings(poses)))} recordings were trained on: '
                            'this is not a held-out score')
 
 # %% ../nbs/09c_runs.ipynb #09c-034
