@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sample_frames', 'Reading', 'signature', 'read_source', 'list_sources', 'join', 'links_of', 'look_alikes',
-           'same_trials', 'close_pairs', 'cached_build']
+           'same_trials', 'close_pairs', 'cache_root', 'cached_build']
 
 # %% ../nbs/00bc_collection.ipynb #00bc-002
 import getpass, hashlib, json, math, shutil, tempfile, warnings, weakref, zlib
@@ -312,6 +312,15 @@ def _files_of(source):
     if source.is_dir(): return sorted(source.iterdir())
     return [source, *sorted(source.parent.glob('*.asf'))]
 
+def cache_root(
+    cache_dir=None, # Folder; without it one among the temporary files
+)->Path: # It exists
+    "Where things are kept that were built once"
+    home = Path(tempfile.gettempdir())/f'posebook-{getpass.getuser()}'
+    root = Path(cache_dir) if cache_dir else home
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return root
+
 def cached_build(
     paths, # Files, folders and saved sets, any mixture
     how:Reading, # How to treat what is read
@@ -319,9 +328,7 @@ def cached_build(
     workers:int=0, # Processes that read
 )->PoseSet: # On disk
     "The set that `build` makes, made once"
-    home = Path(tempfile.gettempdir())/f'posebook-{getpass.getuser()}'
-    root = Path(cache_dir) if cache_dir else home
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    root = cache_root(cache_dir)
     sources,bad = list_sources(paths)
     stats = [(str(f.resolve()), f.stat()) for s in sources for f in _files_of(s)]
     stamp = [(p, s.st_size, s.st_mtime_ns) for p,s in stats]
