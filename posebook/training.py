@@ -221,7 +221,7 @@ class PriorMonitor(pl.Callback):
 class CallbackOptions:
     "What surrounds a run"
     ema:float=.999 # Decay of the average of the weights; 0 for none
-    patience:int=20 # Epochs without a better validation NLL before the run stops; 0 for never
+    patience:int=20 # Epochs without a better validation NLL (or what the prior monitors) before the run stops; 0 for never
     save_steps:int=0 # Steps between checkpoints within an epoch; 0 for one after each epoch only
     report_every:int=1 # Epochs between reports on samples and joints; 0 for none
     report_poses:int=512 # Validation poses in a report
@@ -234,32 +234,35 @@ def make_callbacks(
     validated:bool, # Whether there are validation poses
     checkpoints:bool=True, # Whether to write any
     logged:bool=True, # Whether a logger listens
+    monitor:str='val/nll', # What the best epoch has least of
 )->list[pl.Callback]: # In the order in which they must stand
     "The callbacks of a run"
     o,folder = options,Path(folder)
     wanted = [(validated and o.report_every, lambda: PriorMonitor(o.report_every, o.report_poses)),
               (True, RandomStream), (True, DataPlace), (True, lambda: History(folder/'metrics.csv')), (True, Timer),
               (logged, lambda: LearningRateMonitor('step')),
-              (o.ema, lambda: EMA(o.ema)), (validated and o.patience, lambda: Patience(o.patience))]
-    return [make() for want,make in wanted if want] + (keepers(folder, validated, o.save_steps) if checkpoints else [])
+              (o.ema, lambda: EMA(o.ema)), (validated and o.patience, lambda: Patience(o.patience, monitor))]
+    return [make() for want,make in wanted if want] + (keepers(folder, validated, o.save_steps, monitor) if checkpoints else [])
 
 def keepers(
     folder:Path, # Folder of the run
     validated:bool, # Whether there is a best epoch
     save_steps:int, # Steps between checkpoints within an epoch; 0 for none
+    monitor:str='val/nll', # What the best epoch has least of
 )->list[ModelCheckpoint]: # They write `BEST` and `LAST`
     "What writes checkpoints"
     keep = dict(dirpath=folder.absolute()/'checkpoints', enable_version_counter=False)
     made = [ModelCheckpoint(filename='last', save_on_train_epoch_end=True, every_n_epochs=1, **keep)]
     if save_steps: made.insert(0, ModelCheckpoint(filename='last', every_n_train_steps=save_steps, **keep))
-    if validated: made.insert(0, ModelCheckpoint(filename='best', monitor='val/nll', **keep))
+    if validated: made.insert(0, ModelCheckpoint(filename='best', monitor=monitor, **keep))
     return made
 
 class Patience(EarlyStopping):
-    "Stop when the validation NLL no longer falls; a run that had stopped stays stopped when it is resumed"
+    "Stop when the validation NLL, or whatever the prior monitors, no longer falls; a run that had stopped stays stopped when it is resumed"
     def __init__(self,
         patience:int=20, # Epochs to wait
-    ): super().__init__('val/nll', patience=patience, check_finite=True)
+        monitor:str='val/nll', # What should fall
+    ): super().__init__(monitor, patience=patience, check_finite=True)
 
     def on_train_start(self, trainer, prior):
         "Honour what the checkpoint says"
