@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['mpjpe', 'procrustes_align', 'pa_mpjpe', 'angular_error', 'Interval', 'bootstrap_ci', 'nll_to_bpd',
-           'average_pairwise_distance', 'nearest_neighbours', 'nearest_neighbour_distance', 'pose_features', 'Manifold',
-           'precision_recall_coverage', 'frechet_distance']
+           'average_pairwise_distance', 'pose_features', 'Manifold', 'precision_recall_coverage', 'frechet_distance']
 
 # %% ../nbs/00g_metrics.ipynb #00g-003
 import math
@@ -14,40 +13,12 @@ from statistics import NormalDist
 import numpy as np
 import torch
 from torch import Tensor
-from .rotations import (axis_angle_distance, axis_angle_to_matrix,
-                                axis_angle_to_quaternion, quaternion_distance,
-                                quaternion_to_matrix)
-from .skeleton import Skeleton, joint_subset, pose_to_joints
+from .rotations import axis_angle_distance, axis_angle_to_matrix
+from .skeleton import Skeleton, pose_to_joints
+from .neighbours import _double, _poses, _tensor
+from .neighbours import nearest_neighbours, nearest_neighbour_distance # noqa: F401 (from here too)
 
 # %% ../nbs/00g_metrics.ipynb #00g-006
-def _tensor(
-    x, # Tensor, array or nested list of numbers
-    name:str, # What to call it in an error
-)->Tensor: # The same values, floating, checked
-    "A finite, non-empty floating tensor, or a sentence on what is wrong"
-    x = torch.tensor(x) if isinstance(x, np.ndarray) else torch.as_tensor(x)
-    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    if not x.numel():
-        raise ValueError(f"`{name}` is empty, shape {tuple(x.shape)}; give at least one")
-    bad = (~x.isfinite()).nonzero()
-    if len(bad):
-        raise ValueError(f"`{name}` has {len(bad)} values that are not finite, the first at "
-                         f"{tuple(bad[0].tolist())}; drop or mend those rows")
-    return x
-
-def _double(x:Tensor)->Tensor: return x.float() if x.device.type=='mps' else x.double()
-
-# %% ../nbs/00g_metrics.ipynb #00g-007
-def _poses(
-    x, # What should be axis-angle poses
-    name:str, # What to call it in an error
-)->Tensor: # Shape (N, J, 3)
-    "Checked poses, `N` of them"
-    x = _tensor(x, name)
-    if x.ndim==3 and x.shape[-1]==3: return x
-    raise ValueError(f"expected `{name}` of shape (N, J, 3), found {tuple(x.shape)}; "
-                     "a single pose becomes a set with `pose[None]`")
-
 def _pair(
     a, # Prediction
     b, # Ground truth
@@ -60,7 +31,7 @@ def _pair(
     raise ValueError(f"expected `pred` and `target` of one shape (..., J, {want}), found "
                      f"{tuple(a.shape)} and {tuple(b.shape)}")
 
-# %% ../nbs/00g_metrics.ipynb #00g-010
+# %% ../nbs/00g_metrics.ipynb #00g-009
 def mpjpe(
     pred, # Joint positions, shape (..., J, 3) or (..., J, 2)
     target, # True positions, same shape and unit
@@ -71,7 +42,7 @@ def mpjpe(
     if root is not None: p,t = (x - x[...,root:root+1,:] for x in (p,t))
     return (p-t).norm(dim=-1).mean(-1)
 
-# %% ../nbs/00g_metrics.ipynb #00g-012
+# %% ../nbs/00g_metrics.ipynb #00g-011
 def procrustes_align(
     pred, # Joint positions, shape (..., J, 3) or (..., J, 2)
     target, # Where they should come to lie, same shape
@@ -97,7 +68,7 @@ def pa_mpjpe(
     "Mean per-joint position error after Procrustes alignment without reflection"
     return mpjpe(procrustes_align(pred, target, reflection), target)
 
-# %% ../nbs/00g_metrics.ipynb #00g-021
+# %% ../nbs/00g_metrics.ipynb #00g-020
 def angular_error(
     pred, # Axis-angle poses, shape (..., J, 3)
     target, # True poses, same shape
@@ -106,7 +77,7 @@ def angular_error(
     p,t = _pair(pred, target)
     return torch.rad2deg(axis_angle_distance(p, t))
 
-# %% ../nbs/00g_metrics.ipynb #00g-024
+# %% ../nbs/00g_metrics.ipynb #00g-023
 @dataclass(frozen=True)
 class Interval:
     "A mean and where it could as well have been; prints as `-41.7 [-43.0, -40.2]`"
@@ -127,7 +98,7 @@ class Interval:
         return f'{self.mean:{s}} [{self.low:{s}}, {self.high:{s}}]'
     def __str__(self)->str: return format(self)
 
-# %% ../nbs/00g_metrics.ipynb #00g-027
+# %% ../nbs/00g_metrics.ipynb #00g-026
 def _tail(
     level:float, # Level of the interval, in (0, 1)
     groups:int, # Number of independent pieces, at least 2
@@ -151,7 +122,7 @@ def _totals(
     ids = np.unique(groups, return_inverse=True)[1].reshape(-1)
     return np.bincount(ids, values), np.bincount(ids).astype(float)
 
-# %% ../nbs/00g_metrics.ipynb #00g-028
+# %% ../nbs/00g_metrics.ipynb #00g-027
 def bootstrap_ci(
     values, # One number per pose, shape (N,)
     groups=None, # Clip or subject of each, shape (N,); None: all independent
@@ -174,7 +145,7 @@ def bootstrap_ci(
     tail = _tail(level, G)
     return Interval(mean, *map(float, np.quantile(means, [tail, 1-tail])))
 
-# %% ../nbs/00g_metrics.ipynb #00g-039
+# %% ../nbs/00g_metrics.ipynb #00g-038
 def nll_to_bpd(
     nll:float|Tensor|Interval, # Negative log-likelihood in nats
     dims:int, # Coordinates that the density is over; constant ones are not among them
@@ -183,7 +154,7 @@ def nll_to_bpd(
     if dims<1: raise ValueError(f"expected at least one dimension, found {dims}")
     return nll/(dims*math.log(2))
 
-# %% ../nbs/00g_metrics.ipynb #00g-043
+# %% ../nbs/00g_metrics.ipynb #00g-042
 def average_pairwise_distance(
     joints, # Joint positions of N samples in metres, shape (N, J, 3)
     n:int|None=500, # Use this many, drawn at random; None: all
@@ -201,149 +172,7 @@ def average_pairwise_distance(
     total = sum(_double((x[i+1:]-x[i]).norm(dim=-1).mean(-1)).sum() for i in range(len(x)-1))
     return (2*total/(len(x)*(len(x)-1))).item()
 
-# %% ../nbs/00g_metrics.ipynb #00g-050
-_SLACK = 2.1e-3 # Radians that a float32 angle from `acos` can be wrong
-
-# %% ../nbs/00g_metrics.ipynb #00g-053
-def _rough(
-    q:Tensor, # Unit quaternions of the queries, joint first, shape (J, Q, 4)
-    r:Tensor, # Of the references, shape (J, R, 4)
-    block:int, # Pairs at a time, so that the work stays in the cache
-)->Tensor: # Mean angle over joints, at most `_SLACK` wrong; shape (Q, R)
-    "Rough distances of all pairs, in blocks"
-    out,step = q.new_empty(q.shape[1], r.shape[1]),max(1, block//q.shape[1])
-    for i in range(0, r.shape[1], step):
-        c = torch.bmm(q, r[:,i:i+step].mT).abs_().clamp_(max=1)
-        torch.sum(c.acos_(), 0, out=out[:,i:i+step])
-    return out.mul_(2/len(q))
-
-def _exact(
-    q:Tensor, # Quaternions of the queries, shape (Q, J, 4)
-    r:Tensor, # Of the references, shape (R, J, 4)
-    pairs:Tensor, # Rows of (query, reference), shape (P, 2)
-)->Tensor: # Mean angle over joints, shape (P,)
-    "True distances of some pairs"
-    parts = pairs.split(max(1, 2**21//q.shape[1]))
-    return torch.cat([quaternion_distance(q[p[:,0]], r[p[:,1]]).mean(-1) for p in parts])
-
-# %% ../nbs/00g_metrics.ipynb #00g-055
-def _near(
-    q:Tensor, # Quaternions of a chunk of queries, float64, shape (Q, J, 4)
-    r:Tensor, # Of all references, shape (R, J, 4)
-    y:Tensor, # Flattened rotation matrices of the references, float32, shape (R, 9*J)
-    banned:Tensor|None, # Pairs that are not allowed, shape (Q, R)
-    k:int, # Neighbours wanted
-    m:int, # Length of the shortlist
-)->tuple[Tensor, Tensor]: # Distances and indices, shape (Q, k)
-    "The best `k` by angle among the best `m` by chord"
-    score = quaternion_to_matrix(q).flatten(1).float() @ y.mT
-    if banned is not None: score.masked_fill_(banned, -torch.inf)
-    score,near = score.topk(min(max(m, k), len(r)))
-    d = quaternion_distance(q[:,None], r[near]).mean(-1).masked_fill_(score.isneginf(), torch.inf)
-    best,at = d.topk(k, largest=False)
-    return best, near.gather(1, at)
-
-# %% ../nbs/00g_metrics.ipynb #00g-057
-def _choose(
-    q:Tensor, # Quaternions of a chunk of queries, float64, shape (Q, J, 4)
-    r:Tensor, # Of all references, shape (R, J, 4)
-    rough:Tensor, # Rough distances, shape (Q, R); inf where a pair is not allowed
-    k:int, # Neighbours wanted
-)->tuple[Tensor, Tensor]: # Distances and indices, shape (Q, k)
-    "The best `k` references of each query"
-    reach = rough.topk(k, largest=False).values[:,-1:] + 2*_SLACK
-    pairs = ((rough<=reach) & rough.isfinite()).nonzero()
-    best = torch.full_like(rough, torch.inf, dtype=q.dtype)
-    best[pairs[:,0],pairs[:,1]] = _exact(q, r, pairs)
-    return best.topk(k, largest=False)
-
-# %% ../nbs/00g_metrics.ipynb #00g-058
-def _exhaustive(
-    r:Tensor, # Quaternions of the references, shape (R, J, 4)
-    k:int, # Neighbours wanted
-): # Function of a chunk of queries (Q, J, 4) and of banned pairs: distances, indices
-    "Exact search"
-    fast,block = r.float().transpose(0, 1).contiguous(),2**20 if r.is_cuda else 2**15
-    def search(q, banned):
-        rough = _rough(q.float().transpose(0, 1).contiguous(), fast, block)
-        return _choose(q, r, rough if banned is None else rough.masked_fill_(banned, torch.inf), k)
-    return search
-
-def _shortlisted(
-    r:Tensor, # Quaternions of the references, shape (R, J, 4)
-    k:int, # Neighbours wanted
-    m:int, # Length of the shortlist
-): # The same kind of function
-    "Search by chord, then by angle"
-    y = quaternion_to_matrix(r).flatten(1).float()
-    return lambda q, banned: _near(q, r, y, banned, k, m)
-
-# %% ../nbs/00g_metrics.ipynb #00g-059
-def nearest_neighbours(
-    query, # Axis-angle poses, shape (Q, J, 3)
-    reference, # Poses to search, shape (R, J, 3)
-    k:int=1, # Neighbours of each query
-    joints=None, # Ids or a `joint_subset` of SMPL-X such as 'body'; None: all J
-    chunk:int|None=None, # Pairs of poses held at a time; None: 16 million
-    skip:tuple|None=None, # Ids (Q,) and (R,); pairs with equal ids are never neighbours
-    shortlist:int|None=None, # Faster, not exact: rank only this many, the nearest by chord
-)->tuple[Tensor, Tensor]: # Distances in radians, ascending, and indices; both (Q, k)
-    "The `k` reference poses with the smallest mean geodesic angle over joints"
-    q,r = _searchable(query, reference, joints)
-    skip = None if skip is None else _ids(skip, q, r)
-    _enough(k, q, r, skip)
-    rows = max(1, min((chunk or 2**24)//len(r), 4096 if shortlist or q.is_cuda else 64))
-    search = _shortlisted(r, k, shortlist) if shortlist else _exhaustive(r, k)
-    found = []
-    for i,part in zip(range(0, len(q), rows), q.split(rows)):
-        banned = None if skip is None else skip[0][i:i+rows,None]==skip[1]
-        found.append(search(part, banned))
-    d,idx = (torch.cat(x) for x in zip(*found))
-    return d.to(_tensor(query, 'query').dtype), idx
-
-# %% ../nbs/00g_metrics.ipynb #00g-060
-def _searchable(query, reference, joints)->tuple[Tensor, Tensor]:
-    "Checked quaternions (N, J, 4) of both sets, on the device of `query`"
-    q,r = _poses(query, 'query'),_poses(reference, 'reference')
-    if q.shape[1]!=r.shape[1]:
-        raise ValueError("expected as many joints in `query` as in `reference`, "
-                         f"found {q.shape[1]} and {r.shape[1]}")
-    ids = list(range(q.shape[1])) if joints is None else joint_subset(joints)
-    if max(ids)>=q.shape[1]:
-        raise ValueError(f"joints {joints!r} reach id {max(ids)}, but the poses have "
-                         f"{q.shape[1]} joints; leave `joints` out to use them all")
-    return tuple(axis_angle_to_quaternion(_double(x[:,ids])).to(q.device) for x in (q,r))
-
-def _ids(skip, q:Tensor, r:Tensor)->tuple[Tensor, Tensor]:
-    "Ids of queries and references as whole numbers, checked"
-    a,b = (torch.as_tensor(x).to(q.device) for x in skip)
-    if a.shape==(len(q),) and b.shape==(len(r),): return a,b
-    raise ValueError(f"expected `skip` ids of shapes ({len(q)},) and ({len(r)},), found "
-                     f"{tuple(a.shape)} and {tuple(b.shape)}")
-
-def _enough(k:int, q:Tensor, r:Tensor, skip)->None:
-    "Refuse a search that cannot find `k` neighbours for every query"
-    least = len(r)
-    if skip:
-        ids,count = skip[1].unique(return_counts=True)
-        at = torch.searchsorted(ids, skip[0]).clamp(max=len(ids)-1)
-        least -= int(torch.where(ids[at]==skip[0], count[at], 0).max())
-    if k<1: raise ValueError(f"expected k >= 1, found {k}")
-    if k>least:
-        raise ValueError(f"asked for {k} neighbours, but some query has only {least} "
-                         f"reference poses to choose from; give at least {k}")
-
-# %% ../nbs/00g_metrics.ipynb #00g-061
-def nearest_neighbour_distance(
-    query, # Axis-angle poses, shape (Q, J, 3)
-    reference, # Poses to search, shape (R, J, 3)
-    joints=None, # Ids or a `joint_subset` of SMPL-X such as 'body'; None: all J
-    chunk:int|None=None, # Pairs of poses held at a time; None: 16 million
-)->Tensor: # Radians, mean over joints, shape (Q,)
-    "Distance of each query to the nearest reference pose"
-    return nearest_neighbours(query, reference, joints=joints, chunk=chunk)[0][:,0]
-
-# %% ../nbs/00g_metrics.ipynb #00g-066
+# %% ../nbs/00g_metrics.ipynb #00g-048
 def pose_features(
     poses, # Axis-angle poses, shape (N, J, 3); for 'raw' any (N, ...)
     representation:str='matrix', # 'matrix', 'axis_angle', 'joints' (metres, from the root) or 'raw'
@@ -376,7 +205,7 @@ def _two_sets(
                          f"found {len(a)} and {len(b)}")
     return a-a.mean(0), b.to(a.device)-a.mean(0)
 
-# %% ../nbs/00g_metrics.ipynb #00g-067
+# %% ../nbs/00g_metrics.ipynb #00g-049
 def _squared_distances(
     a:Tensor, # Shape (N, D)
     b:Tensor, # Shape (M, D)
@@ -399,7 +228,7 @@ def _radii(
         out[s] = d.topk(k, largest=False).values[:,-1]
     return out
 
-# %% ../nbs/00g_metrics.ipynb #00g-068
+# %% ../nbs/00g_metrics.ipynb #00g-050
 @dataclass(frozen=True)
 class Manifold:
     "How two sets of poses overlap; all but `density` are shares in [0, 1]"
@@ -429,7 +258,7 @@ def precision_recall_coverage(
     share = lambda x: _double(x).mean().item()
     return Manifold(share(balls>0), share(recalled), share(covered), share(balls)/k)
 
-# %% ../nbs/00g_metrics.ipynb #00g-072
+# %% ../nbs/00g_metrics.ipynb #00g-054
 def _root_trace(
     A:Tensor, # Covariance, shape (D, D)
     B:Tensor, # Covariance, shape (D, D)
