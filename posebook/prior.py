@@ -258,6 +258,15 @@ QUIET = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False
              enable_model_summary=False, accelerator='auto', devices=1)
 
 @patch
+def memory_loader(self:PosePrior,
+    poses:Tensor, # Axis-angle, shape (N, J, 3)
+    batch_size:int, # Poses in a step
+    seed:int, # Seed of their order
+): # A `DataLoader`
+    "What `fit` trains on"
+    return torch.utils.data.DataLoader(poses, batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
+
+@patch
 def fit(self:PosePrior,
     poses:Tensor, # Axis-angle, shape (N, J, 3)
     batch_size:int=512, # Poses in a step
@@ -269,8 +278,7 @@ def fit(self:PosePrior,
     "Train on poses in memory"
     poses = check_poses(poses, len(self.coordinates.skeleton), minimum=2).float()
     self.optimization = optimization or self.optimization
-    loader = torch.utils.data.DataLoader(poses, batch_size, shuffle=True,
-        generator=torch.Generator().manual_seed(seed))
+    loader = self.memory_loader(poses, batch_size, seed)
     with torch.random.fork_rng(), quiet_lightning():
         torch.manual_seed(seed)
         if self.needs_coordinates: self.fit_coordinates(poses.split(8192))
