@@ -12,12 +12,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np
-import torch
 from fastcore.basics import patch
 from .collection import cache_root
 from .coordinates import PriorError
 from .ndf_labels import DistanceSet, NoiseOptions, Recipe, make_distance_set, poses_to_quaternions # noqa: F401 (from here too)
-from .neighbours import PoseIndex
 from .poses import PARTS, PoseDataModule, PoseSet
 from .skeleton import joint_subset
 from .take import whole_file
@@ -237,7 +235,7 @@ class Maker:
     def index(self, part):
         "Clean poses, ready to be searched"
         if part not in self.sets:
-            self.sets[part] = PoseIndex(torch.tensor(self.clean(part)), method=self.recipe.method, quaternions=True)
+            self.sets[part] = self.recipe.index(self.clean(part))
         return self.sets[part]
 
     def make(self, part, what, start):
@@ -326,12 +324,13 @@ def prepare(
     seed:int=0, # Seed of the noise
     chunk:int=8192, # Poses made at a time
     method:str='auto', # How to search, see `PoseIndex`; chord and faiss are not exact
+    device:str='cpu', # Where to search
     resume:bool=True, # Continue what was interrupted
     overwrite:bool=False, # Replace what is there
     say=tell, # Where progress goes
 )->Path: # The file
     "Labelled poses of every part of the data, in one file"
-    recipe = Recipe(number, noise, k, tuple(joint_subset(joints)), seed, chunk, method)
+    recipe = Recipe(number, noise, k, tuple(joint_subset(joints)), seed, chunk, method, device)
     data.setup()
     return write_distances(data.parts, out, recipe, resume, overwrite, say)
 
@@ -344,11 +343,13 @@ class DistanceData(PoseDataModule):
         neighbours:int=1, # Distances of each pose: to the nearest so many
         prepared:str|None=None, # A file of `posebook ndf prepare` from the same data
         joints:str|list='body', # Which joints, see `joint_subset`; those of the model
+        label_device:str='cpu', # Where to search for neighbours
         **data, # As for `PoseDataModule`
     ):
         super().__init__(**data)
-        self.recipe = Recipe(samples, noise, neighbours, tuple(joint_subset(joints)), self.hparams.seed)
-        self.hparams.update(samples=samples, noise=asdict(noise), neighbours=neighbours, prepared=prepared, joints=joints)
+        self.recipe = Recipe(samples, noise, neighbours, tuple(joint_subset(joints)), self.hparams.seed, device=label_device)
+        self.hparams.update(samples=samples, noise=asdict(noise), neighbours=neighbours, prepared=prepared, joints=joints,
+                            label_device=label_device)
         self.labelled = None
 
     def prepare_data(self): self.labels()

@@ -151,7 +151,7 @@ def label(
     found,before = [],0
     for s in sets:
         d,i = s.search(q, min(k, len(s)))
-        found.append((d, i+before)); before += len(s)
+        found.append((d.cpu(), i.cpu()+before)); before += len(s)
     d,i = (torch.cat(x, 1) for x in zip(*found))
     best = d.argsort(dim=1, stable=True)[:,:k]
     out = dict(distance=d.gather(1, best), nearest=i.gather(1, best))
@@ -168,12 +168,16 @@ class Recipe:
     seed:int=0 # Seed of the noise
     chunk:int=8192 # Poses made at a time
     method:str='auto' # How to search, see `PoseIndex`
+    device:str='cpu' # Where to search
     held_out_clean:float=.2 # Share of validation and test poses that are left as they are
 
     def __post_init__(self):
         for name in ('number','k','chunk'):
             if (v:=getattr(self, name))<1: raise PriorError(f'{name}: expected at least 1, found {v}')
 
+    def index(self, clean):
+        "Clean poses (M, J, 4), ready to be searched"
+        return PoseIndex(torch.tensor(clean, device=self.device), method=self.method, quaternions=True)
     def rows(self, part):
         "Noisy poses of a part"
         return self.number if part=='train' else max(1, min(self.number//20, 20_000))
@@ -252,8 +256,8 @@ def make_distance_set(
 )->DistanceSet:
     "Labelled poses in memory"
     recipe = Recipe(n, noise, k, tuple(joint_subset(joints, skeleton)), seed)
-    clean = poses_to_quaternions(poses.poses if isinstance(poses, PoseSet) else poses, recipe.joints, skeleton)
-    sets = [PoseIndex(clean, quaternions=True)]
-    chunks = [recipe.make_chunk('train', a, clean.numpy(), sets) for a in range(0, n, recipe.chunk)]
+    clean = poses_to_quaternions(poses.poses if isinstance(poses, PoseSet) else poses, recipe.joints, skeleton).numpy()
+    sets = [recipe.index(clean)]
+    chunks = [recipe.make_chunk('train', a, clean, sets) for a in range(0, n, recipe.chunk)]
     arrays = {name: torch.cat([c[name] for c in chunks]).numpy() for name in chunks[0]}
-    return DistanceSet(**arrays, clean=clean.numpy(), meta=asdict(recipe)|dict(skeleton=skeleton))
+    return DistanceSet(**arrays, clean=clean, meta=asdict(recipe)|dict(skeleton=skeleton))
