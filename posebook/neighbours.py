@@ -104,7 +104,7 @@ def _blocks(
     R,J = poses.shape[:2]
     out = torch.zeros(-(-R//_BLOCK), J, 4, _BLOCK, device=poses.device)
     for i in range(0, R, step):
-        q = _quaternions(poses[i:i+step]).float()
+        q = _quaternions(poses[i:i+step].detach()).float()
         q = F.pad(q, (0,0,0,0,0,-len(q)%_BLOCK)).unflatten(0, (-1,_BLOCK))
         out[i//_BLOCK:i//_BLOCK+len(q)] = q.permute(0, 2, 3, 1)
     return out
@@ -114,15 +114,15 @@ def _rough(
     q:Tensor, # Unit quaternions of the queries, joint first, float32, shape (J, Q, 4)
     r:Tensor, # Of the references, shape (J, 4, R)
     block:int=2**15, # Pairs at a time, so that the work stays in the cache
-)->Tensor: # Mean angle over joints, at most `_SLACK` wrong; shape (Q, R)
-    "Rough distances of all pairs, in blocks"
+)->Tensor: # At most the mean angle over joints plus `_SLACK`; shape (Q, R)
+    "Lower bounds of all distances, in blocks"
     out,step = q.new_empty(q.shape[1], r.shape[2]),max(1, block//q.shape[1])
     for i in range(0, r.shape[2], step):
-        c = torch.bmm(q, r[...,i:i+step]).abs_().clamp_(max=1)
-        torch.sum(c.acos_(), 0, out=out[:,i:i+step])
-    return out.mul_(2/len(q))
+        c = torch.bmm(q, r[...,i:i+step]).abs_().sub_(1).abs_()
+        torch.sum(c.sqrt_(), 0, out=out[:,i:i+step])
+    return out.mul_(8**.5/len(q))
 
-# %% ../nbs/00fb_neighbours.ipynb #00fb-022
+# %% ../nbs/00fb_neighbours.ipynb #00fb-025
 METHODS = 'auto', 'torch', 'numba', 'chord', 'faiss'
 
 def _joints(joints, x:Tensor)->Tensor:
@@ -156,7 +156,7 @@ class PoseIndex:
         if make not in self._made: self._made[make] = make(self.poses)
         return self._made[make]
 
-# %% ../nbs/00fb_neighbours.ipynb #00fb-024
+# %% ../nbs/00fb_neighbours.ipynb #00fb-027
 def _by_torch(
     index:PoseIndex, # Where to search
     q:Tensor, # Quaternions of a chunk of queries, float64, shape (Q, J, 4)
@@ -171,26 +171,127 @@ def _by_torch(
     for i in range(0, len(r), n):
         part = r[i:i+n].permute(1, 2, 0, 3).flatten(2)[...,:len(index)-i*_BLOCK]
         rough = _rough(fast, part, 2**20 if q.is_cuda else 2**15)
-        cols = slice(i*_BLOCK, i*_BLOCK+rough.shape[1])
-        if skip: rough.masked_fill_(skip[0][:,None]==skip[1][cols], torch.inf)
-        pairs = _hopeful(rough, k, best[:,-1:])+torch.tensor([0,cols.start], device=q.device)
-        found = (near>=0).nonzero()
-        found[:,1] = near[near>=0]
-        best,near = _rank(q, index.poses, torch.cat([found, pairs]), k)
+        if skip:
+            rough.masked_fill_(skip[0][:,None]==skip[1][i*_BLOCK:][:rough.shape[1]], torch.inf)
+        known,likely = _pairs(near>=0, near),_likely(rough, k, i*_BLOCK)
+        reach = _rank(q, index.poses, torch.cat([known, likely]), k)[0][:,-1:]+_SLACK
+        pairs = _pairs((rough<=reach.float()) & rough.isfinite(), None, i*_BLOCK)
+        best,near = _rank(q, index.poses, torch.cat([known, pairs]), k)
     return best, near
 
-def _hopeful(
-    rough:Tensor, # Rough distances, shape (Q, R); inf where a pair is not allowed
-    k:int, # Neighbours wanted
-    best:Tensor, # True distance of the `k`-th best elsewhere, shape (Q, 1)
-)->Tensor: # Pairs that may be among the best, shape (P, 2)
-    "Pairs that the bound does not rule out"
-    reach = (best+_SLACK).float()
-    if rough.shape[1]>=k:
-        reach = torch.minimum(reach, rough.topk(k, largest=False).values[:,-1:]+2*_SLACK)
-    return ((rough<=reach) & rough.isfinite()).nonzero()
+def _pairs(
+    mask:Tensor, # What to take, shape (Q, N)
+    refs:Tensor|None=None, # The reference in each place, shape (Q, N); None: the column
+    start:int=0, # Added to the reference
+)->Tensor: # Rows of (query, reference), shape (P, 2)
+    "The pairs that a mask takes"
+    i,j = mask.nonzero().T
+    return torch.stack([i, (j if refs is None else refs[i,j])+start], 1)
 
-# %% ../nbs/00fb_neighbours.ipynb #00fb-025
+def _likely(rough:Tensor, k:int, start:int)->Tensor:
+    "The `k` pairs of each query with the lowest bounds"
+    low,at = rough.topk(min(k, rough.shape[1]), largest=False)
+    return _pairs(low.isfinite(), at, start)
+
+# %% ../nbs/00fb_neighbours.ipynb #00fb-029
+_ACOS = 1.5707288, -.2121144, .0742610, -.0187293 # acos(x) = sqrt(1-x) times this cubic in x
+_A,_B,_C,_D = map(np.float32, _ACOS)
+_ONE,_ZERO = np.float32(1),np.float32(0)
+_SCAN_SLACK = _SLACK+2e-4 # Radians that the scan's mean angle can be wrong
+
+# %% ../nbs/00fb_neighbours.ipynb #00fb-034
+def _add_angles(q, block, first, last, sums):
+    "Add to `sums` half the angles between one pose and a block, over some joints"
+    for j in range(first, last):
+        r,a,b,c,d = block[j],q[j,0],q[j,1],q[j,2],q[j,3]
+        for i in range(_BLOCK):
+            x = min(abs(a*r[0,i] + b*r[1,i] + c*r[2,i] + d*r[3,i]), _ONE)
+            sums[i] += math.sqrt(_ONE-x)*(_A + x*(_B + x*(_C + x*_D)))
+
+def _note(value, ref, slack, best, values, refs, count):
+    "Note a candidate, and the best sums so far; how many are noted, -1 if there is no room"
+    p = len(best)-1
+    if value<best[p]:
+        while p>0 and best[p-1]>value:
+            best[p] = best[p-1]
+            p -= 1
+        best[p] = value
+    if count==len(values):
+        count = 0
+        for i in range(len(values)):
+            if values[i]<=best[-1]+slack:
+                values[count],refs[count] = values[i],refs[i]
+                count += 1
+        if count==len(values): return -1
+    values[count],refs[count] = value,ref
+    return count+1
+
+def _scan(q, blocks, size, slack, own, ids, best, values, refs, count, first, last):
+    "Fill the candidates of queries `first` to `last`: all whose sum is within `slack` of the best"
+    J,sums = q.shape[1],np.empty(_BLOCK, np.float32)
+    for n in range(len(blocks)):
+        for i in range(first, last):
+            if count[i]<0: continue
+            sums[:],least,j = _ZERO,_ZERO,0
+            while j<J and least<=best[i,-1]+slack:
+                _add_angles(q[i], blocks[n], j, min(j+7, J), sums)
+                least,j = sums.min(),j+7
+            if least>best[i,-1]+slack: continue
+            for b in range(min(_BLOCK, size-n*_BLOCK)):
+                ref = n*_BLOCK+b
+                if sums[b]>best[i,-1]+slack or (len(ids) and ids[ref]==own[i]): continue
+                count[i] = _note(sums[b], ref, slack, best[i], values[i], refs[i], count[i])
+                if count[i]<0: break
+
+# %% ../nbs/00fb_neighbours.ipynb #00fb-036
+@lru_cache
+def _compiled():
+    "`_scan`, compiled"
+    try: from numba import njit
+    except ImportError as e:
+        raise ImportError("method='numba' needs numba: pip install 'posebook[fast]'") from e
+    known = dict(globals())
+    for f in (_add_angles, _note, _scan):
+        jit = njit(nogil=True, fastmath={'contract','nnan','nsz','reassoc'})
+        known[f.__name__] = _cached(jit(FunctionType(f.__code__, known, f.__name__)))
+    return known['_scan']
+
+def _cached(f):
+    "A compiled function that is kept on disk, if there is a place for it"
+    try: f.enable_caching()
+    except (RuntimeError, OSError): pass # no writable place: compiled again in the next process
+    return f
+
+def _by_scan(
+    index:PoseIndex, # Where to search, on a CPU
+    q:Tensor, # Quaternions of a chunk of queries, float64, shape (Q, J, 4)
+    k:int, # Neighbours wanted
+    skip, # Ids of these queries and of all references; or None
+    chunk:int, # Pairs held at a time where the scan has to give up
+)->tuple[Tensor, Tensor]: # Distances and indices, shape (Q, k)
+    "Exact search with the compiled scan"
+    (Q,J,_),room,slack = q.shape,256+8*k,np.float32(_SCAN_SLACK*q.shape[1])
+    own,ids = (x.long().numpy() for x in skip) if skip else np.zeros((2,0), int)
+    best,values = np.full((Q,k), np.inf, np.float32),np.empty((Q,room), np.float32)
+    refs,count = np.empty((Q,room), np.int32),np.zeros(Q, int)
+    args = (q.detach().float().numpy(), index._once(_blocks).numpy(), len(index), slack, own, ids,
+            best, values, refs, count)
+    _in_threads(lambda first, last: _compiled()(*args, first, last), Q)
+    i,c = np.nonzero((np.arange(room)<count[:,None]) & (values<=best[:,-1:]+slack))
+    d,near = _rank(q, index.poses, torch.from_numpy(np.stack([i, refs[i,c]], 1)), k)
+    if len(full := torch.from_numpy(np.nonzero(count<0)[0])):
+        again = skip and (skip[0][full], skip[1])
+        d[full],near[full] = _by_torch(index, q[full], k, again, chunk)
+    return d, near
+
+def _in_threads(f, n:int)->None:
+    "Call `f(first, last)` for ranges that cover 0 to `n`, in as many threads as torch uses"
+    threads = min(torch.get_num_threads(), n)
+    cuts = [n*i//threads for i in range(threads+1)]
+    if threads<2: return f(0, n)
+    with ThreadPoolExecutor(threads) as pool: list(pool.map(f, cuts[:-1], cuts[1:]))
+
+# %% ../nbs/00fb_neighbours.ipynb #00fb-038
 def _near(
     index:PoseIndex, # Where to search
     q:Tensor, # Quaternions of a chunk of queries, float64, shape (Q, J, 4)
@@ -202,8 +303,7 @@ def _near(
     score = _matrices(q) @ index._once(_matrices).mT
     if skip: score.masked_fill_(skip[0][:,None]==skip[1], -torch.inf)
     score,near = score.topk(min(max(index.shortlist, k), len(index)))
-    i,j = score.isfinite().nonzero().T
-    return _rank(q, index.poses, torch.stack([i, near[i,j]], 1), k)
+    return _rank(q, index.poses, _pairs(score.isfinite(), near), k)
 
 def _matrices(
     poses:Tensor, # Axis-angle or quaternions, shape (R, J, 3) or (R, J, 4)
@@ -212,7 +312,34 @@ def _matrices(
     return torch.cat([quaternion_to_matrix(_quaternions(p)).flatten(1).float()
                       for p in poses.split(2**14)])
 
-# %% ../nbs/00fb_neighbours.ipynb #00fb-026
+def _cells(
+    poses:Tensor, # Axis-angle or quaternions, shape (R, J, 3) or (R, J, 4)
+): # A trained faiss index of cells
+    "Rotation matrices in cells around means, as faiss keeps them"
+    try: import faiss
+    except ImportError as e:
+        raise ImportError("method='faiss' needs faiss: pip install 'posebook[faiss]'") from e
+    x = _matrices(poses.detach().cpu()).numpy()
+    n = max(1, min(int(4*len(x)**.5), len(x)//39))
+    cells = faiss.IndexIVFFlat(faiss.IndexFlatL2(x.shape[1]), x.shape[1], n)
+    cells.train(x[::max(1, len(x)//(256*n))])
+    cells.add(x)
+    cells.nprobe = 16
+    return cells
+
+def _by_faiss(index:PoseIndex, q:Tensor, k:int, skip, chunk:int)->tuple[Tensor, Tensor]:
+    "The best `k` by angle among what faiss finds: not exact, but never fewer than `k`"
+    near = index._once(_cells).search(_matrices(q.detach()).cpu().numpy(), max(index.shortlist, k))[1]
+    near = torch.from_numpy(near).to(q.device)
+    kept = near>=0
+    if skip: kept &= skip[0][:,None]!=skip[1][near]
+    d,best = _rank(q, index.poses, _pairs(kept, near), k)
+    if len(few := (best[:,-1]<0).nonzero()[:,0]):
+        again = skip and (skip[0][few], skip[1])
+        d[few],best[few] = _by_torch(index, q[few], k, again, chunk)
+    return d, best
+
+# %% ../nbs/00fb_neighbours.ipynb #00fb-039
 @patch
 def search(self:PoseIndex,
     query, # Poses of the kind that the index was made from, shape (Q, J, 3) or (Q, J, 4)
@@ -238,10 +365,21 @@ def search(self:PoseIndex,
 @patch
 def _finder(self:PoseIndex, Q:int, k:int, chunk:int):
     "The function that searches, and the number of queries that it takes at a time"
-    if self.method in ('chord','faiss'): return _near, max(1, min(4096, chunk//len(self)))
+    if self.method=='faiss': return _by_faiss, 4096
+    if self.method=='chord': return _near, max(1, min(4096, chunk//len(self)))
+    if self._use_scan(Q, k): return _by_scan, 4096
     return _by_torch, max(1, min(1024 if self.poses.is_cuda else 64, chunk))
 
-# %% ../nbs/00fb_neighbours.ipynb #00fb-027
+
+@patch
+def _use_scan(self:PoseIndex, Q:int, k:int)->bool:
+    "Whether the compiled scan is there and pays, its compilation included"
+    if self.method!='auto' or self.poses.device.type!='cpu': return self.method=='numba'
+    pairs = Q*len(self)*self.poses.shape[1]
+    enough = pairs >= (2**20 if _compiled.cache_info().currsize else 2**28)
+    return enough and k<=64 and find_spec('numba') is not None
+
+# %% ../nbs/00fb_neighbours.ipynb #00fb-040
 def _ids(skip, q:Tensor, r:Tensor)->tuple[Tensor, Tensor]:
     "Ids of queries and references as whole numbers, checked"
     a,b = (torch.as_tensor(x).to(q.device) for x in skip)
@@ -261,7 +399,7 @@ def _enough(k:int, q:Tensor, r:Tensor, skip)->None:
         raise ValueError(f"asked for {k} neighbours, but some query has only {least} "
                          f"reference poses to choose from; give at least {k}")
 
-# %% ../nbs/00fb_neighbours.ipynb #00fb-028
+# %% ../nbs/00fb_neighbours.ipynb #00fb-041
 def nearest_neighbours(
     query, # Axis-angle poses, shape (Q, J, 3)
     reference, # Poses to search, shape (R, J, 3)

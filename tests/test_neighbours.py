@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from posebook import neighbours as N
 from posebook.neighbours import PoseIndex, nearest_neighbour_distance, nearest_neighbours
-from posebook.rotations import axis_angle_distance, axis_angle_to_quaternion
+from posebook.rotations import axis_angle_distance, axis_angle_to_quaternion, quaternion_distance
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def poses(n, joints=5, scale=1., seed=0):
@@ -48,7 +48,7 @@ def test_rough_distances_keep_their_bound():
         q = N._quaternions(r[:100] + poses(100, 1, scale=scale))
         exact = N.quaternion_distance(q[:, None, 0], N._quaternions(r)[None, :, 0])
         rough = N._rough(q.float().transpose(0, 1), N._blocks(r).permute(1, 2, 0, 3).flatten(2)[..., :400])
-        assert (rough-exact).abs().max() < N._SLACK
+        assert (rough-exact).max() < N._SLACK and (rough < .9*exact-N._SLACK).sum() == 0
 
 def test_many_equal_references():
     r = poses(1, 4).repeat(500, 1, 1)
@@ -112,6 +112,104 @@ def test_an_index_of_quaternions_is_that_of_poses():
     got = index.search(axis_angle_to_quaternion(y), k=2)
     torch.testing.assert_close(want[0], got[0]); assert torch.equal(want[1], got[1])
     assert len(index) == 50 and '50 poses of 5 joints' in repr(index)
+
+# ---- every exact method finds what float64 finds
+
+def in_clusters(n, seed, joints=21):
+    centres = .5*torch.randn(20, joints, 3, generator=gen(9))
+    g = gen(seed)
+    return centres[torch.randint(20, (n,), generator=g)] + .15*torch.randn(n, joints, 3, generator=g)
+
+def brute(q, r):
+    "All distances in float64, shape (Q, R)"
+    q, r = (axis_angle_to_quaternion(x.double()) for x in (q, r))
+    return torch.stack([quaternion_distance(p, r).mean(-1) for p in q])
+
+def exact_methods(): return ['torch', pytest.param('numba', marks=pytest.mark.skipif(
+    N.find_spec('numba') is None, reason='no numba'))]
+
+@pytest.mark.parametrize('sigma', [0, .01, .05, .1, .25, .5, 1., 3.])
+def test_every_neighbour_is_found(sigma):
+    r = in_clusters(1500, 0)
+    q = r[:20] + sigma*poses(20, 21)
+    want, where = brute(q, r).sort(dim=1, stable=True)
+    for method in ('torch', 'numba') if N.find_spec('numba') else ('torch',):
+        for k in (1, 5):
+            d, i = nearest_neighbours(q, r, k, method=method)
+            torch.testing.assert_close(d.double(), want[:, :k], atol=1e-6, rtol=1e-5)
+            assert torch.equal(i, where[:, :k])
+
+@pytest.mark.parametrize('method', exact_methods())
+def test_more_equal_poses_than_candidates_have_room(method):
+    r = poses(1, 4).repeat(3000, 1, 1)
+    r[2000:] += .3
+    d, i = nearest_neighbours(r[1990:2010], r, k=3, method=method)
+    assert d.max() < 1e-6
+    assert i.tolist() == [[0, 1, 2]]*10+[[2000, 2001, 2002]]*10
+
+@pytest.mark.parametrize('method', exact_methods()+['chord'])
+def test_skip_holds_in_every_method(method):
+    x, clip = in_clusters(900, 0, 5), torch.arange(900)//30
+    d, i = nearest_neighbours(x[:50], x, k=4, skip=(clip[:50], clip), method=method, shortlist=900)
+    D = brute(x[:50], x).masked_fill(clip[:50, None] == clip, math.inf)
+    torch.testing.assert_close(d.double(), D.topk(4, largest=False).values, atol=1e-6, rtol=1e-5)
+    assert (clip[i] != clip[:50, None]).all()
+
+@pytest.mark.parametrize('method', exact_methods())
+@pytest.mark.parametrize('R', [1, 63, 64, 65, 130])
+def test_the_last_block_may_be_short(method, R):
+    q, r = poses(7, 3), poses(R, 3, seed=1)
+    d, i = nearest_neighbours(q, r, k=min(R, 66), method=method)
+    torch.testing.assert_close(d.double(), brute(q, r).sort(1).values[:, :66], atol=1e-6, rtol=1e-5)
+    assert i.min() >= 0 and i.max() < R
+
+def test_scan_angles_keep_their_bound():
+    "The plain functions that numba compiles, run as they are"
+    for scale in (0., 1e-6, 1e-4, 1e-2, .3, 3.):
+        r = poses(64, 3, seed=1)
+        q = N._quaternions(r[:1]+poses(1, 3, scale=scale))
+        sums = np.zeros(64, np.float32)
+        N._add_angles(q[0].float().numpy(), N._blocks(r)[0].numpy(), 0, 3, sums)
+        exact = N.quaternion_distance(q, N._quaternions(r)).mean(-1).numpy()
+        assert np.abs(sums*2/3-exact).max() < N._SCAN_SLACK
+
+def test_memory_does_not_grow_with_the_pairs():
+    "A chunk is what is held: more queries or references make more chunks, not larger ones"
+    held, rough = [], N._rough
+    r, q = poses(5000, 2), poses(100, 2, seed=1)
+    want = nearest_neighbours(q, r, k=2, method='torch')
+    def watch(q, r, block):
+        held.append(q.shape[1]*r.shape[2])
+        return rough(q, r, block)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(N, '_rough', watch)
+        got = nearest_neighbours(q, r, k=2, chunk=8192, method='torch')
+    assert torch.equal(want[0], got[0]) and torch.equal(want[1], got[1])
+    assert max(held) <= 8192 and len(held) > 50
+
+def test_threads_of_torch_are_left_alone():
+    pytest.importorskip('numba')
+    before = torch.get_num_threads()
+    nearest_neighbours(poses(20), poses(100), method='numba')
+    assert torch.get_num_threads() == before
+
+def test_a_missing_extra_is_named(monkeypatch):
+    import sys
+    for package, extra in (('numba', 'fast'), ('faiss', 'faiss')):
+        monkeypatch.setitem(sys.modules, package, None)
+        N._compiled.cache_clear()
+        with pytest.raises(ImportError, match=rf'posebook\[{extra}\]'):
+            nearest_neighbours(P, P, method=package)
+
+def test_faiss_finds_most_and_never_too_few():
+    pytest.importorskip('faiss')
+    r, clip = in_clusters(4000, 0), torch.arange(4000)//1000
+    q = r[:50]+.1*poses(50, 21)
+    want = nearest_neighbours(q, r)
+    got = nearest_neighbours(q, r, method='faiss')
+    assert (want[1] == got[1]).float().mean() > .9 and (got[0] >= want[0]).all()
+    d, i = nearest_neighbours(q, r, k=9, shortlist=9, skip=(clip[:50], clip), method='faiss')
+    assert d.isfinite().all() and (clip[i] != clip[:50, None]).all()
 
 # ---- bad input
 
