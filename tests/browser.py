@@ -16,10 +16,10 @@ from PIL import Image
 
 NAMES = 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-# WebGL is drawn by the processor, so that pages with a 3D scene work on machines without a GPU.
-FLAGS = ['--no-sandbox', '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader',
-         '--disable-background-networking', '--disable-component-update', '--disable-sync',
+FLAGS = ['--no-sandbox', '--disable-background-networking', '--disable-component-update', '--disable-sync',
          '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost']
+# 3D is drawn by the processor, so that it works on machines without a GPU; 2D is faster without.
+WEBGL = ['--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader']
 
 @functools.cache
 def missing():
@@ -32,12 +32,13 @@ def missing():
 needs_browser = pytest.mark.skipif(bool(missing()), reason=missing() or 'a browser is there')
 
 @contextmanager
-def open_page(url, width=1100, height=700, timeout=20_000):
+def open_page(url, width=1100, height=700, webgl=False, timeout=60_000):
     "A page of a browser of its own; what it logs as an error is raised at the end"
+    flags = FLAGS+(WEBGL if webgl else ['--disable-gpu'])
     from playwright.sync_api import sync_playwright
     errors = []
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=flags)
         try:
             page = browser.new_page(viewport=dict(width=width, height=height))
             page.set_default_timeout(timeout)
@@ -53,11 +54,21 @@ def shot(page, path=None, **clip):
     data = page.screenshot(path=path, clip=clip or None)
     return np.asarray(Image.open(io.BytesIO(data)).convert('RGB')).astype(int)
 
+def steady(page, most=20, **clip):
+    "What can be seen once two pictures in a row agree: nothing fades or moves any more"
+    last = shot(page, **clip)
+    for _ in range(most):
+        page.wait_for_timeout(150)
+        now = shot(page, **clip)
+        if (now == last).all(): break
+        last = now
+    return now
+
 def colored(image):
     "How many pixels are blue, and how many orange: the left and the right of a body"
     r, b = image[..., 0], image[..., 2]
     return int((b > r+50).sum()), int((r > b+50).sum())
 
-def until(page, text, timeout=10_000):
+def until(page, text, timeout=60_000):
     "Wait until a JavaScript expression holds"
     return page.wait_for_function(text, timeout=timeout)
