@@ -376,7 +376,7 @@ def _use_scan(self:PoseIndex, Q:int, k:int)->bool:
     "Whether the compiled scan is there and pays, its compilation included"
     if self.method!='auto' or self.poses.device.type!='cpu': return self.method=='numba'
     pairs = Q*len(self)*self.poses.shape[1]
-    enough = pairs >= (2**20 if _compiled.cache_info().currsize else 2**28)
+    enough = pairs >= (2**20 if _compiled.cache_info().currsize else 2**26)
     return enough and k<=64 and find_spec('numba') is not None
 
 # %% ../nbs/00fb_neighbours.ipynb #00fb-040
