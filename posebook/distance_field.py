@@ -9,7 +9,7 @@ __all__ = ['INPUTS', 'LEGACY_TREE', 'ACTIVATIONS', 'OUTPUTS', 'PUBLISHED', 'ROWS
            'official_names']
 
 # %% ../nbs/03e_distance_field.ipynb #03e-003
-import functools, pickle
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -279,23 +279,16 @@ def _back_tree(plan, g, kept, back):
 # %% ../nbs/03e_distance_field.ipynb #03e-035
 ROWS = 1024
 
-@functools.cache
-def _compiled():
-    "`run_plan` as one compiled function"
-    return torch.compile(run_plan, dynamic=False)
-
 @patch
 @torch.no_grad()
 def distance_and_gradient(self:DistanceField,
     q:Tensor, # Unit quaternions, shape (B, J, 4)
-    compile:bool=False, # Whether torch.compile fuses the steps; the first call takes seconds
 )->tuple[Tensor,Tensor]: # Distances (B,), and tangent gradients (B, J, 3) per radian in each joint's own frame
     "Distance and slope, without autograd"
-    plan,run = self.current_plan(),_compiled() if compile else run_plan
-    found = []
+    plan,found = self.current_plan(),[]
     for rows in q.detach().split(ROWS):
         x = self.read(rows)
-        d,g = run(plan, x.flatten(1))
+        d,g = run_plan(plan, x.flatten(1))
         found.append((d,tangent_gradient(x, g.view(x.shape))))
     if len(found)==1: return found[0]
     return tuple(torch.cat(f) for f in zip(*found)) if found else (q.new_zeros(0),q.new_zeros(*q.shape[:2],3))

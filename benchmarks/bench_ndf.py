@@ -1,0 +1,90 @@
+"""One step of projection by a distance field: value and slope of a batch of poses.
+
+Peer: the published structure (a Python loop over the joints of the encoder, a dense head, the slope by autograd) with the
+same weights. Ours computes the same numbers without autograd; `light` is the smaller network of posebook's own
+configuration, with weights of its own. The table says ms and how many times faster than the peer each is.
+"""
+from statistics import median
+from time import perf_counter, process_time
+
+import torch
+from torch import nn
+
+from posebook.distance_field import PUBLISHED, DistanceField, modelled_parents, official_names
+from posebook.pose_ndf import PoseNDF
+from posebook.rotations import random_quaternions
+
+BATCHES = (1, 64, 1000, 20_000)
+
+class Loop(nn.Module):
+    "The published structure: one small network after the other"
+    def __init__(self, parents):
+        super().__init__()
+        act, sizes = lambda: nn.Softplus(beta=100), [126, *PUBLISHED['widths'], 1]
+        self.parents = parents
+        self.bones = nn.ModuleList(nn.Sequential(nn.Linear(4 if p < 0 else 10, 10), act(), nn.Linear(10, 6), act()) for p in parents)
+        self.head = nn.Sequential(*[m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), act())])
+
+    def take(self, field):
+        "The weights of a `DistanceField`"
+        for name, w in official_names(field).items():
+            part, _, rest = name.partition('.')
+            if part == 'enc': target = self.bones.get_parameter(rest.removeprefix('net.').replace('.net.', '.'))
+            else: target = self.head.get_parameter(f'{2*int(rest[3])}.{rest[5:]}')
+            with torch.no_grad(): target.copy_(w)
+        return self
+
+    def forward(self, q):
+        features = []
+        for j, (bone, p) in enumerate(zip(self.bones, self.parents)):
+            features.append(bone(q[:, j] if p < 0 else torch.cat([q[:, j], features[p]], -1)))
+        return self.head(torch.cat(features, -1))[:, 0]
+
+    def step(self, q):
+        "Value, and slope by autograd"
+        q = q.clone().requires_grad_()
+        d = self(q)
+        return d.detach(), torch.autograd.grad(d.sum(), q)[0]
+
+def clock(work, seconds, gpu):
+    "ms of each of some runs after one that warms up: CPU time, or wall time to the end on a GPU"
+    work()
+    times, now, end = [], perf_counter if gpu else process_time, perf_counter()+seconds
+    while not times or (perf_counter() < end and len(times) < 50):
+        if gpu: torch.cuda.synchronize()
+        start = now()
+        work()
+        if gpu: torch.cuda.synchronize()
+        times.append(1e3*(now()-start))
+    return times
+
+def table(device):
+    "All lines on one device"
+    gpu, parents = device == 'cuda', modelled_parents(tree='legacy')
+    field = DistanceField(21, parents, **PUBLISHED).to(device)
+    peer, light = Loop(parents).take(field).to(device), PoseNDF()
+    light._keep_all(torch.zeros(63), torch.ones(63))
+    light = light.field.to(device)
+    what = torch.cuda.get_device_name() if gpu else f'CPU, {torch.get_num_threads()} thread, CPU time'
+    print(f'distance and slope, {what}; ms, medians; ratio to the published structure')
+    print(f'{"batch":>8}{"published":>11}{"ours":>9}{"ratio":>7}{"light":>9}{"ratio":>7}')
+    for B in BATCHES:
+        q = random_quaternions(21*B).view(B, 21, 4).to(device)
+        if not torch.allclose(peer.step(q)[0], field.distance_and_gradient(q)[0], atol=1e-4): raise AssertionError('not the same')
+        jobs = dict(published=lambda: peer.step(q), ours=lambda: field.distance_and_gradient(q),
+                    light=lambda: light.distance_and_gradient(q))
+        times = {k: [] for k in jobs}
+        for _ in range(4):
+            for k, job in jobs.items(): times[k] += clock(job, .3, gpu)
+        ms = {k: median(v) for k, v in times.items()}
+        rest = ''.join(f'{ms[k]:{w}.2f}{ms["published"]/ms[k]:7.2f}' for k, w in (('ours', 9), ('light', 9)))
+        print(f'{B:8}{ms["published"]:11.2f}{rest}', flush=True)
+
+def main():
+    "Print the table for the CPU, and for a GPU where there is one"
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    table('cpu')
+    if torch.cuda.is_available(): print(), table('cuda')
+
+if __name__ == '__main__': main()
