@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['INPUTS', 'LEGACY_TREE', 'ACTIVATIONS', 'OUTPUTS', 'PUBLISHED', 'ROWS', 'joint_inputs', 'tangent_gradient',
-           'modelled_parents', 'tree_levels', 'activate', 'TreeEncoder', 'DistanceField', 'FieldPlan', 'block_matrix',
-           'activation_gradient', 'run_plan', 'read_official', 'numbers', 'official_settings', 'load_official',
-           'official_names']
+           'modelled_parents', 'tree_levels', 'cut', 'activate', 'TreeEncoder', 'DistanceField', 'FieldPlan',
+           'block_matrix', 'activation_gradient', 'run_plan', 'read_official', 'numbers', 'official_settings',
+           'load_official', 'official_names']
 
 # %% ../nbs/03e_distance_field.ipynb #03e-003
 import pickle
@@ -82,13 +82,20 @@ def tree_levels(
 ACTIVATIONS = ('softplus','silu','relu','lrelu')
 OUTPUTS = ('softplus','relu','none')
 
+def cut(
+    x:Tensor, # Any shape
+    beta:float, # Sharpness of softplus
+)->Tensor: # Of the same shape
+    "`x`, cut where softplus vanishes; a few numbers are not worth the call"
+    return x.clamp_min(-20/beta) if x.numel()>4096 else x
+
 def activate(
     x:Tensor, # Any shape
     kind:str, # One of `ACTIVATIONS`, or 'none'
     beta:float=100., # Sharpness of softplus
 )->Tensor: # Of the same shape
     "The activation `kind`"
-    if kind=='softplus': return F.softplus(x.clamp_min(-20/beta), beta)
+    if kind=='softplus': return F.softplus(cut(x, beta), beta)
     if kind=='silu': return F.silu(x)
     if kind=='relu': return F.relu(x)
     return F.leaky_relu(x) if kind=='lrelu' else x
@@ -230,7 +237,7 @@ def activation_gradient(
 )->Tensor: # Gradient before it
     "One step back through an activation"
     aten = torch.ops.aten
-    if kind=='softplus': return aten.softplus_backward(g, x.clamp_min(-20/beta), beta, 20.)
+    if kind=='softplus': return aten.softplus_backward(g, cut(x, beta), beta, 20.)
     if kind=='silu': return aten.silu_backward(g, x)
     if kind=='relu': return aten.threshold_backward(g, x, 0.)
     return aten.leaky_relu_backward(g, x, .01, False) if kind=='lrelu' else g
