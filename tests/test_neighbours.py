@@ -9,7 +9,8 @@ from scipy.spatial.transform import Rotation
 
 from posebook import neighbours as N
 from posebook.neighbours import PoseIndex, nearest_neighbour_distance, nearest_neighbours
-from posebook.rotations import axis_angle_distance, axis_angle_to_quaternion, quaternion_distance
+from posebook.rotations import (axis_angle_distance, axis_angle_to_quaternion, matrix_to_axis_angle,
+                                quaternion_distance, random_rotations)
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def poses(n, joints=5, scale=1., seed=0):
@@ -41,14 +42,18 @@ def test_search_does_not_depend_on_chunks(seed, Q, R, k, chunk):
     a, b = nearest_neighbours(q, r, k=k), nearest_neighbours(q, r, k=k, chunk=chunk)
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
-def test_rough_distances_keep_their_bound():
-    "For near and far poses; the search is exact only while this holds"
-    for scale in (0., 1e-6, 1e-4, 1e-2, .3, 3.):
-        r = poses(400, 1, seed=1)
-        q = N._quaternions(r[:100] + poses(100, 1, scale=scale))
-        exact = N.quaternion_distance(q[:, None, 0], N._quaternions(r)[None, :, 0])
-        rough = N._rough(q.float().transpose(0, 1), N._blocks(r).permute(1, 2, 0, 3).flatten(2)[..., :400])
-        assert (rough-exact).max() < N._SLACK and (rough < .9*exact-N._SLACK).sum() == 0
+@pytest.mark.parametrize('joints', [1, 2, 21])
+@pytest.mark.parametrize('scale', [0., 1e-6, 1e-4, 1e-2, .3, 1., 3.])
+def test_rough_distances_keep_their_bound(scale, joints):
+    "For near and far poses, and joints of unlike angles; the search is exact only while this holds"
+    r = poses(400, joints, seed=1)
+    q = N._quaternions(r[:100] + poses(100, joints, scale=scale)*torch.rand(joints, 1, generator=gen(2)))
+    exact = N.quaternion_distance(q[:, None], N._quaternions(r)[None]).mean(-1)
+    fast, blocks = q.float().transpose(0, 1), N._blocks(r)
+    rough = N._rough(fast, blocks.permute(1, 2, 0, 3).flatten(2)[..., :400])
+    assert (rough-4*(exact/4).sin()).max() < N._SLACK and (rough < .9*exact-N._SLACK).sum() == 0
+    angles = N._angles(fast, blocks, torch.ones(100, 400).nonzero()).view(100, 400)
+    assert (angles-exact).abs().max() < N._SLACK
 
 def test_many_equal_references():
     r = poses(1, 4).repeat(500, 1, 1)
@@ -138,6 +143,17 @@ def test_every_neighbour_is_found(sigma):
             d, i = nearest_neighbours(q, r, k, method=method)
             torch.testing.assert_close(d.double(), want[:, :k], atol=1e-6, rtol=1e-5)
             assert torch.equal(i, where[:, :k])
+
+@pytest.mark.parametrize('method', exact_methods())
+@pytest.mark.parametrize('R', [40, 3000])
+def test_uniform_rotations_find_their_neighbours(method, R):
+    "Everything is far from everything, so bounds rule out the least"
+    q, r = (matrix_to_axis_angle(random_rotations(n*21, generator=gen(n))).view(n, 21, 3) for n in (70, R))
+    want, where = brute(q, r).sort(dim=1, stable=True)
+    for chunk in (None, 2**14):
+        d, i = nearest_neighbours(q, r, 3, chunk=chunk, method=method)
+        torch.testing.assert_close(d.double(), want[:, :3], atol=1e-6, rtol=1e-5)
+        assert torch.equal(i, where[:, :3])
 
 @pytest.mark.parametrize('method', exact_methods())
 def test_more_equal_poses_than_candidates_have_room(method):
