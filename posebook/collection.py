@@ -53,6 +53,7 @@ class Reading:
     licence:str=''       # Licence of files that do not state theirs
 
     def __post_init__(self):
+        for name in ('fps','middle','keep'): object.__setattr__(self, name, float(getattr(self, name))) # 30 and 30. are one
         sample_frames(1, self.middle, self.keep)
         if not 0<self.fps<math.inf:
             raise ValueError(f'fps: expected a positive number, found {self.fps}')

@@ -146,6 +146,7 @@ class DistanceField(nn.Module):
         activation:str='softplus', # One of `ACTIVATIONS`
         beta:float=100., # Sharpness of softplus
         output:str='softplus', # One of `OUTPUTS`, at the end
+        pointer:bool=False, # Whether it also says where the nearest pose lies
     ):
         super().__init__()
         for name,got,known in (('inputs',inputs,INPUTS), ('activation',activation,ACTIVATIONS), ('output',output,OUTPUTS)):
@@ -155,6 +156,7 @@ class DistanceField(nn.Module):
         if parents is not None: self.encoder = TreeEncoder(parents, n_in, features, activation, beta)
         sizes = [n_joints*(n_in if parents is None else features), *widths, 1]
         self.head = nn.ModuleList(nn.Linear(a, b) for a,b in zip(sizes, sizes[1:]))
+        self.pointer = nn.Linear(sizes[-2], 3*n_joints) if pointer else None
         for l in self.head: nn.init.kaiming_normal_(l.weight); nn.init.zeros_(l.bias)
         with torch.no_grad(): self.head[-1].weight.mul_(.1); self.head[-1].bias.fill_(.3)
 
@@ -164,9 +166,17 @@ class DistanceField(nn.Module):
 
     def of_inputs(self, x):
         "Distances, shape (B,), of what was read"
+        return self.end(self.hidden(x))
+
+    def hidden(self, x):
+        "The last hidden layer, shape (B, H), of what was read"
         x = x.flatten(1) if self.encoder is None else self.encoder(x)
         for l in self.head[:-1]: x = activate(l(x), self.kind, self.beta)
-        return activate(self.head[-1](x), self.output, self.beta)[:,0]
+        return x
+
+    def end(self, h):
+        "Distances, shape (B,), of the last hidden layer"
+        return activate(self.head[-1](h), self.output, self.beta)[:,0]
 
     def forward(self, q):
         "Distances, shape (B,), of unit quaternions, shape (B, J, 4)"
@@ -189,6 +199,16 @@ def differentiable_gradient(self:DistanceField,
     return d,tangent_gradient(x, g),g
 
 # %% ../nbs/03e_distance_field.ipynb #03e-031
+@patch
+def toward(self:DistanceField,
+    q:Tensor, # Unit quaternions, shape (B, J, 4)
+)->tuple[Tensor,Tensor]: # Distances (B,), and rotation vectors to the nearest pose (B, J, 3), in each joint's own frame
+    "Distance, and the way that the field points"
+    if self.pointer is None: raise PriorError('this field has no pointer: make it with pointer=True, or use its slope')
+    h = self.hidden(self.read(q))
+    return self.end(h), self.pointer(h).unflatten(1, (-1,3))
+
+# %% ../nbs/03e_distance_field.ipynb #03e-034
 class FieldPlan(NamedTuple):
     "The weights of a field as matrices, for `run_plan`"
     read:tuple[Tensor,Tensor]|None # From all joints to all hidden units of the encoder, and bias
@@ -228,7 +248,7 @@ def block_matrix(
     out[rows,:,torch.arange(G)] = blocks
     return out.view(n_rows*n, G*m)
 
-# %% ../nbs/03e_distance_field.ipynb #03e-033
+# %% ../nbs/03e_distance_field.ipynb #03e-036
 def activation_gradient(
     g:Tensor, # Gradient after the activation
     x:Tensor, # What it was given
@@ -283,7 +303,7 @@ def _back_tree(plan, g, kept, back):
         extra = gh @ up.T if up is not None else None
     return torch.cat(hidden[::-1], 1) @ plan.read[0].T
 
-# %% ../nbs/03e_distance_field.ipynb #03e-035
+# %% ../nbs/03e_distance_field.ipynb #03e-038
 ROWS = 1024
 
 @patch
@@ -307,7 +327,7 @@ def current_plan(self:DistanceField)->FieldPlan:
     if self.plan[0]!=now: self.plan = (now,self.make_plan())
     return self.plan[1]
 
-# %% ../nbs/03e_distance_field.ipynb #03e-040
+# %% ../nbs/03e_distance_field.ipynb #03e-043
 def read_official(
     path:str|Path, # A `.tar` of Pose-NDF or NRDF
 )->dict[str,Tensor]: # Weights by name
@@ -331,7 +351,7 @@ def numbers(
     "Whole numbers from a list or from text with commas"
     return [int(v) for v in (text.split(',') if isinstance(text, str) else text)]
 
-# %% ../nbs/03e_distance_field.ipynb #03e-042
+# %% ../nbs/03e_distance_field.ipynb #03e-045
 def official_settings(
     config:str|Path|dict, # `config.yaml`, or what it holds
 )->dict: # Arguments of `DistanceField`
@@ -358,7 +378,7 @@ def _read_yaml(path):
     except (OSError,UnicodeDecodeError,yaml.YAMLError) as e:
         raise PriorError(f'{path}: expected the config.yaml of a published checkpoint ({e})') from e
 
-# %% ../nbs/03e_distance_field.ipynb #03e-044
+# %% ../nbs/03e_distance_field.ipynb #03e-047
 def load_official(
     path:str|Path, # A `.tar` of Pose-NDF or NRDF
     config:str|Path|dict|None=None, # Its `config.yaml`; None looks beside it and one folder up

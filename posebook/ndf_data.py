@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np
+import torch
 from fastcore.basics import patch
 from .collection import cache_root
 from .coordinates import PriorError
@@ -337,6 +338,7 @@ def prepare(
 # %% ../nbs/03e_ndf_data.ipynb #03e-029
 class DistanceData(PoseDataModule):
     "Motion files as batches of noisy poses with distances; other arguments as for `PoseDataModule`"
+    links = (('model.joints','data.joints'),) # settings of a run that agree by themselves
     def __init__(self,
         samples:int=500_000, # Noisy poses of the training part, unless `prepared` has them
         noise:NoiseOptions=NoiseOptions(), # What to do to clean poses
@@ -368,7 +370,7 @@ def meta(self:DistanceData)->dict:
     self.setup()
     if not self.hparams.prepared: return describe(self.parts, self.recipe)
     found,_ = read_header(self.hparams.prepared)
-    check_agrees(self.hparams.prepared, found, describe(self.parts, self.recipe))
+    check_agrees(self.hparams.prepared, found, describe(self.parts, self.recipe), self.parts)
     return found
 
 @patch
@@ -387,15 +389,26 @@ def check_agrees(
     path:str|Path, # A file of labelled poses
     found:dict, # Its provenance
     expected:dict, # That of the data at hand
+    parts:dict[str,PoseSet], # The data at hand
 ):
-    "Refuse labels of other poses or joints"
+    "Refuse labels of other poses or joints; rounding on another machine makes no other poses"
     kinds = [('joints',found['joints'],expected['joints'])]
     for part in PARTS:
         a,b = (m['parts'].get(part, {}) for m in (found,expected))
-        kinds += [(f'{key} of the {part} part',a.get(key),b.get(key)) for key in ('recordings','poses','mirrored','fingerprint')]
+        kinds += [(f'{key} of the {part} part',a.get(key),b.get(key)) for key in ('recordings','poses','mirrored')]
     for what,a,b in kinds:
         if a==b: continue
         if isinstance(a, list) and isinstance(b, list): a,b = (f'{len(x)} ({", ".join(map(str, [*x[:3],"..."]))})' for x in (a,b))
         raise PriorError(f'{path} has labels of other data: {what}: expected {b}, found {a}; '
                          'give the settings of the data that it was made with, or make it again')
+    for part in parts:
+        a,b = (m['parts'][part] for m in (found,expected))
+        if a['fingerprint']!=b['fingerprint']: _check_poses_agree(path, part, parts[part], found['joints'])
     if found['k']<expected['k']: raise PriorError(f'{path}: expected {expected["k"]} neighbours, found {found["k"]}; make it again')
+
+def _check_poses_agree(path, part, poses, joints, most=500):
+    "Compare some poses, at even distances"
+    ids = np.linspace(0, len(poses)-1, min(len(poses), most)).round().astype(int)
+    apart = 1-(torch.tensor(open_part(path, part).clean[ids])*poses_to_quaternions(poses[ids], joints)).sum(-1).abs().min()
+    if apart>1e-5: raise PriorError(f'{path} has labels of other data: a pose of the {part} part differs by '
+                                    f'{2*math.acos(1-float(apart)):.3f} rad; make the labels again')

@@ -220,8 +220,10 @@ class DistanceSet(Dataset):
         return f'DistanceSet: {len(self)} poses at {float(np.mean(self.distance)):.3f} rad from {len(self.clean)} clean ones'
     def __getitem__(self, ids):
         take = lambda x: torch.tensor(np.asarray(x[ids]))
-        return dict(quaternions=take(self.quaternions), distance=take(self.distance), sigma=take(self.sigma),
-                    clean=torch.tensor(np.asarray(self.clean[self.source[ids]])))
+        batch = dict(quaternions=take(self.quaternions), distance=take(self.distance), sigma=take(self.sigma),
+                     clean=torch.tensor(np.asarray(self.clean[self.source[ids]])))
+        if self.distance_train is not None: return batch # the nearest may be a training pose
+        return batch | dict(nearest=torch.tensor(np.asarray(self.clean[self.nearest[ids,0]])))
     def __reduce__(self):
         if self.reopen: return self.reopen
         return DistanceSet,tuple(vars(self).values())

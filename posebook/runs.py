@@ -35,7 +35,8 @@ from .training import (BEST, LAST, CallbackOptions, check_checkpoint, load_check
 
 # %% ../nbs/09c_runs.ipynb #09c-006
 MODELS = {'gaussian': 'posebook.gaussian.GaussianPrior', 'joint-flow': 'posebook.joint_flow.JointFlowPrior',
-          'global-flow': 'posebook.global_flow.GlobalFlowPrior', 'zuko': 'posebook.scoreboard.ZukoPrior'}
+          'global-flow': 'posebook.global_flow.GlobalFlowPrior',
+          'pose-ndf': 'posebook.pose_ndf.PoseNDF', 'zuko': 'posebook.scoreboard.ZukoPrior'}
 LAYERS = {name: ['gradient',name] for name in MODELS} | {'gaussian': ['gaussian']}
 SETTINGS,RECORD,SPLIT,METRICS = 'config.yaml','run.json','split.json','metrics.json'
 
