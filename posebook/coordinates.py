@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from .rotations import (axis_angle_to_matrix, canonical_axis_angle, hat, matrix_to_axis_angle,
                                 project_to_so3)
-from .skeleton import get_skeleton, joint_subset
+from .skeleton import check_poses as check_layout, get_skeleton, joint_subset
 
 # %% ../nbs/00ga_coordinates.ipynb #00ga-006
 class PriorError(ValueError):
@@ -26,15 +26,7 @@ def check_poses(
     "`poses` as a tensor, or a `PriorError` that says what is wrong with them"
     poses = torch.as_tensor(poses)
     if not poses.is_floating_point(): poses = poses.float()
-    if poses.ndim!=3 or poses.shape[1:]!=(n_joints,3):
-        raise PriorError(f'expected poses of shape (B, {n_joints}, 3), got {tuple(poses.shape)}; '
-            'other layouts convert with posebook.skeleton.convert_pose')
-    if len(poses)<minimum:
-        raise PriorError(f'expected at least {minimum} pose(s), got {len(poses)}')
-    if not torch.isfinite(poses).all():
-        bad = (~torch.isfinite(poses).all(-1).all(-1)).nonzero()[0].item()
-        raise PriorError(f'pose {bad} has NaN or infinite values; clean the poses first')
-    return poses
+    return check_layout(poses, n_joints, minimum=minimum, error=PriorError)
 
 # %% ../nbs/00ga_coordinates.ipynb #00ga-013
 class Moments:

@@ -17,7 +17,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 
 from .motion import BadFile, Motion
-from .skeleton import get_skeleton, pose_to_joints
+from .skeleton import check_poses as check_layout, get_skeleton, pose_to_joints
 
 # %% ../nbs/00bb_poseset.ipynb #00bb-005
 @dataclass(eq=False, repr=False)
@@ -113,17 +113,8 @@ def check_poses(
     poses, # Array or tensor that should have shape (N, 55, 3)
     what:str='poses', # What to call it in an error
 )->np.ndarray: # float32, shape (N, 55, 3)
-    "`poses` as a float32 array, if they are finite SMPL-X poses"
-    x = np.asarray(poses, dtype=np.float32)
-    if x.ndim!=3 or x.shape[1:]!=(55,3):
-        raise ValueError(f'{what}: expected shape (N, 55, 3), the axis-angle of the 55 SMPL-X '
-                         f'joints, found {x.shape}; `convert_pose` pads smaller skeletons')
-    if not len(x): raise ValueError(f'{what}: no poses')
-    bad = ~np.isfinite(x).all((1,2))
-    if bad.any():
-        raise ValueError(f'{what}: {bad.sum()} of {len(x)} poses are not finite, '
-                         f'the first is pose {bad.argmax()}; remove them')
-    return x
+    "`poses` as a float32 array, if they pass `posebook.skeleton.check_poses`"
+    return check_layout(np.asarray(poses, dtype=np.float32), what=what)
 
 # %% ../nbs/00bb_poseset.ipynb #00bb-013
 def content_hash(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BODY_JOINTS', 'Skeleton', 'mirror_ids', 'register_skeleton', 'list_skeletons', 'get_skeleton', 'parse_skeleton',
-           'rest_joints', 'forward_kinematics', 'pose_to_joints', 'local_to_global', 'global_to_local', 'mirror_pose',
-           'mirror_joints', 'joint_subset', 'convert_pose']
+           'rest_joints', 'forward_kinematics', 'pose_to_joints', 'check_poses', 'local_to_global', 'global_to_local',
+           'mirror_pose', 'mirror_joints', 'joint_subset', 'convert_pose']
 
 # %% ../nbs/00a_skeleton.ipynb #00a-003
 import functools
@@ -574,7 +574,35 @@ def _check_pose(pose:Tensor, s:Skeleton)->Tensor:
     raise ValueError(f'expected a pose of shape (..., {len(s)}, 3) for {s.name!r}, found '
                      f'{tuple(pose.shape)}; `convert_pose` brings other members of the SMPL family')
 
-# %% ../nbs/00a_skeleton.ipynb #00a-064
+# %% ../nbs/00a_skeleton.ipynb #00a-060
+def check_poses(
+    poses, # Floating array or tensor that should have shape (B, J, 3)
+    skeleton:str|Skeleton|int='smplx', # Layout that it should fit, or only its number of joints
+    what:str='poses', # What to call them in an error, such as a file and key
+    sizes:tuple=(3,), # Numbers that a joint may have
+    minimum:int=1, # The fewest poses that make sense for the caller
+    error:type=ValueError, # What is raised
+    hint:str='`posebook.skeleton.convert_pose` brings other members of the SMPL family', # For a wrong shape
+): # `poses` itself
+    "`poses`, or an error that says what is wrong with them"
+    s = None if isinstance(skeleton, int) else get_skeleton(skeleton)
+    n,name = (len(s),f' for {s.name!r}') if s else (skeleton,'')
+    if poses.ndim!=3 or poses.shape[1]!=n or poses.shape[2] not in sizes:
+        raise error(f'{what}: expected shape (B, {n}, 3){name}, found {tuple(poses.shape)}; {hint}')
+    if len(poses)<minimum:
+        least = 'one pose' if minimum==1 else f'{minimum} poses'
+        raise error(f"{what}: expected at least {least}, found {len(poses) or 'none'}")
+    if (finite := abs(poses)<float('inf')).all(): return poses
+    raise error(f'{what}: {_not_finite(finite, s.joints if s else range(n))}')
+
+def _not_finite(finite, joints:Sequence)->str:
+    "How many poses are broken, and where the first is, from a mask (B, J, 3)"
+    bad = (broken := ~finite.all(-1)).any(-1)
+    i = int((bad*1).argmax())
+    return (f'{int(bad.sum())} of {len(bad)} poses are not finite, the first is pose {i}, joint '
+            f'{joints[int((broken[i]*1).argmax())]!r}: expected finite numbers, found NaN or infinity; remove or mend them')
+
+# %% ../nbs/00a_skeleton.ipynb #00a-067
 def local_to_global(
     R:Tensor, # Rotations relative to the parent, (..., J, 3, 3)
     skeleton:str|Skeleton|Sequence[int], # The tree, or just its parents
@@ -599,7 +627,7 @@ def _as_tree(skeleton:str|Skeleton|Sequence[int])->Skeleton:
     ids = range(len(parents))
     return Skeleton('unnamed', [f'joint_{j}' for j in ids], parents, ids)
 
-# %% ../nbs/00a_skeleton.ipynb #00a-067
+# %% ../nbs/00a_skeleton.ipynb #00a-070
 def mirror_pose(
     pose:Tensor, # Axis-angle local rotations, (..., J, 3) radians
     skeleton:str|Skeleton='smplx', # The tree
@@ -624,7 +652,7 @@ def mirror_joints(
     x[..., s.side] = 2*about-x[..., s.side]
     return x
 
-# %% ../nbs/00a_skeleton.ipynb #00a-072
+# %% ../nbs/00a_skeleton.ipynb #00a-075
 @patch
 def subset(self:Skeleton,
     joints:Sequence[str|int], # Joints to keep, names or ids, in the new order
@@ -642,7 +670,7 @@ def subset(self:Skeleton,
         [new.get(self.mirror[j], i) for i,j in enumerate(ids)],
         None if self.offsets is None else torch.stack(offsets), self.side, self.notes)
 
-# %% ../nbs/00a_skeleton.ipynb #00a-073
+# %% ../nbs/00a_skeleton.ipynb #00a-076
 BODY_JOINTS = list(range(1, 22)) # SMPL-X without root, jaw, eyes and hands
 
 def joint_subset(
@@ -668,7 +696,7 @@ def _group(part:str|int, s:Skeleton)->list[int]:
     if part=='body': return [j for j,n in enumerate(s.joints) if n in body]
     return [s.index(part)]
 
-# %% ../nbs/00a_skeleton.ipynb #00a-075
+# %% ../nbs/00a_skeleton.ipynb #00a-078
 def convert_pose(
     pose:Tensor, # Axis-angle, (..., J, 3) radians
     source:str, # Its skeleton: smplx, smplh, smpl or body22

@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from .skeleton import Skeleton, get_skeleton, pose_to_joints
+from .skeleton import Skeleton, check_poses as check_layout, get_skeleton, pose_to_joints
 
 # %% ../nbs/00ea_sketch.ipynb #00ea-006
 VIEWS = {'front':(0,0), 'side':(-90,0), 'back':(180,0), 'top':(0,90), 'three-quarter':(-35,12)}
@@ -61,17 +61,10 @@ def check_poses(
     positions:bool=False, # Whether it holds positions; those may be flat, (N,J,2)
 )->Tensor: # (N,J,3)
     "`x`, or a sentence on what is wrong with it"
-    shape,x = tuple(x.shape),x[None] if x.ndim==2 else x
-    if x.ndim!=3 or x.shape[1]!=len(s) or x.shape[2] not in ((2,3) if positions else (3,)):
-        what = 'positions' if positions else 'axis-angle poses'
-        raise ValueError(f"expected {what} of shape ({len(s)}, 3) or (N, {len(s)}, 3) for "
-                         f"{s.name!r}, found {shape}; say skeleton=... for another layout")
-    if not len(x): raise ValueError("expected at least one pose, found none")
-    bad = (~x.isfinite()).any(-1).nonzero()
-    if len(bad):
-        n,j = bad[0].tolist()
-        raise ValueError(f"pose {n}, joint {s.joints[j]!r}: expected finite numbers, "
-                         "found NaN or infinity")
+    what,sizes = ('positions',(2,3)) if positions else ('axis-angle poses',(3,))
+    if x.ndim==2 and len(x)==len(s): x = x[None]
+    check_layout(x, s, what, sizes,
+                 hint=f'one alone is ({len(s)}, 3); say skeleton=... for another layout')
     return torch.nn.functional.pad(x, (0, 3-x.shape[2]))
 
 # %% ../nbs/00ea_sketch.ipynb #00ea-015

@@ -124,7 +124,7 @@ def test_two_writers_one_name(tmp_path):
 # ---- arrays in memory
 
 @pytest.mark.parametrize('x, text', [
-    (np.zeros((0,55,3)), 'no poses'), (np.zeros((5,10,3)), r'found \(5, 10, 3\)'),
+    (np.zeros((0,55,3)), 'at least one pose'), (np.zeros((5,10,3)), r'found \(5, 10, 3\)'),
     (np.zeros((5,165)), 'expected shape'),
     (np.zeros((55,3)), 'expected shape'),
     (np.full((5,55,3), np.inf), '5 of 5 poses are not finite')])

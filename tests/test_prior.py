@@ -15,8 +15,8 @@ def some_poses(n=400, moving=(1, 2, 4, 16), seed=0, sigma=.3):
 
 
 @pytest.mark.parametrize('poses, says', [
-    (torch.zeros(4, 10, 3), 'got (4, 10, 3)'), (torch.zeros(55, 3), '(B, 55, 3)'), (torch.zeros(0, 55, 3), 'at least 1'),
-    (torch.full((2, 55, 3), math.inf), 'NaN or infinite'), (np.zeros((3, 52, 3)), 'convert_pose')])
+    (torch.zeros(4, 10, 3), 'found (4, 10, 3)'), (torch.zeros(55, 3), '(B, 55, 3)'), (torch.zeros(0, 55, 3), 'at least one'),
+    (torch.full((2, 55, 3), math.inf), 'NaN or infinity'), (np.zeros((3, 52, 3)), 'convert_pose')])
 def test_bad_poses_are_named(poses, says):
     with pytest.raises(PriorError) as e: check_poses(poses)
     assert says in str(e.value)
