@@ -8,7 +8,6 @@ __all__ = ['WAYS', 'heading', 'along_slope', 'turn', 'Trace', 'descend', 'way_to
 # %% ../nbs/03f_descent.ipynb #03f-003
 import math
 from dataclasses import dataclass
-import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch

@@ -92,6 +92,7 @@ def told(
     d:Tensor, # Distances, radians, shape (B,)
 )->str:
     "Distances in words"
+    d = d.detach()
     return f'distance {float(d.mean()):.3f} rad on average, {float(d.max()):.3f} at most'
 
 # %% ../nbs/04b_ndf_commands.ipynb #04b-010

@@ -148,7 +148,7 @@ def read_header(
     path:str|Path, # A file that `prepare` wrote
 )->tuple[dict,int]: # Its provenance, and where its data begin
     "The head of a file of labelled poses, checked"
-    path,size = Path(path),0
+    path = Path(path)
     if not path.is_file(): raise PriorError(f'{path}: no such file; make it with posebook ndf prepare')
     with open(path, 'rb') as f:
         length = int.from_bytes(f.read(8), 'little')

@@ -1,6 +1,6 @@
 """The `posebook` command as a user meets it: other processes, exit codes, one-line errors, nothing half-written"""
 import json, os, subprocess, sys
-import numpy as np, pytest
+import numpy as np, pytest, torch
 from posebook.cli import COMMANDS, main
 
 RUN = 'import sys; from posebook.cli import main; sys.exit(main())'
@@ -156,3 +156,46 @@ def test_one_recording_fits_without_a_score(tmp_path, capsys):
     assert main(args) == 1 and 'set a share to 0' in capsys.readouterr().err
     assert main([*args, '--data.fractions', '[1,0,0]']) == 0
     assert 'no score' in capsys.readouterr().err and (tmp_path/'r'/'prior').is_dir()
+
+@pytest.fixture(scope='module')
+def field(tmp_path_factory):
+    "A small distance field, and noisy motion"
+    from posebook.pose_ndf import PoseNDF
+    from posebook.poses import embedded_data
+    from posebook.scene import write_poses
+    here = tmp_path_factory.mktemp('field')
+    poses = torch.tensor(embedded_data().poses[:200])
+    PoseNDF(widths=(64, 64), mined=0., eikonal_weight=0.).fit(poses, samples=2000, max_epochs=2, batch_size=128).save_pretrained(here/'field')
+    write_poses(poses[:20]+.2, here/'noisy.npz')
+    return here
+
+def test_ndf_commands(field, capsys):
+    f, out = str(field/'field'), field/'new.npz'
+    assert main(['ndf', 'project', f, '--poses', str(field/'noisy.npz'), '--num-poses', '4', '--max-distance', '.1', '--max-steps', '9',
+                 '--output', str(out), '--save-steps', '--render']) == 0
+    assert all((field/n).is_file() for n in ('new.npz', 'new.png', 'new-steps.npz', 'new-steps.html'))
+    assert main(['view', str(field/'new-steps.npz'), '--output', str(field/'seen.html'), '--prior', f, '--distance']) == 0
+    assert main(['ndf', 'sample', f, '--num-poses', '3', '--output', str(field/'s.npz')]) == 0
+    assert main(['ndf', 'sample', f, '--num-poses', '3', '--poses', str(field/'noisy.npz'), '--output', str(field/'s.png')]) == 0
+    assert main(['ndf', 'interpolate', f, '--poses', str(field/'noisy.npz'), '--num-poses', '5', '--num-steps', '8', '--step-size', '.3',
+                 '--output', str(field/'i.npz')]) == 0
+    assert main(['ndf', 'prepare', '--number', '200', '--output', str(field/'d.safetensors')]) == 0
+    assert 'distance' in capsys.readouterr().out
+
+@pytest.mark.parametrize('args, code, says', [(['ndf', 'prject'], 2, "did you mean 'project'"), (['ndf', 'project', 'gaussian-cmu', '--poses', 'x'], 1, 'knows no distance'),
+    (['ndf', 'project', 'nobody'], 1, '--poses'), (['view', 'x.npz', '--distance'], 2, '--prior')])
+def test_ndf_mistakes(args, code, says, capsys):
+    assert main(args) == code and says in capsys.readouterr().err
+
+def test_ndf_help(capsys):
+    assert main(['ndf']) == 0 and 'interpolate' in capsys.readouterr().out
+    for name in ('prepare', 'project', 'sample', 'interpolate'):
+        assert main(['ndf', name, '--help']) == 0 and '--output' in capsys.readouterr().out
+    assert main(['--help']) == 0 and 'ndf' in capsys.readouterr().out
+
+def test_fit_pose_ndf_with_underscores(tmp_path):
+    run = tmp_path/'run'
+    assert main(['fit', 'pose_ndf', '--output', str(run), '--data.samples', '1500', '--model.widths', '[32]', '--model.mine_every', '4',
+                 '--model.mine_poses', '40', '--trainer.max_epochs', '2', '--trainer.enable_progress_bar', 'false', '--data.cache_dir', str(tmp_path/'c')]) == 0
+    found = json.loads((run/'metrics.json').read_text())
+    assert {'test/mae', 'test/correlation', 'test/gradient_norm', 'test/clean'} <= set(found['logged']['test'])
