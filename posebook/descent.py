@@ -164,13 +164,15 @@ def mine(self:HardPoses,
 def wander(
     field:DistanceField, # What to wander in
     q:Tensor, # Unit quaternions, shape (B, K, 4)
-    noise:float=.8, # Standard deviation of the noise that it lives with, radians
-    steps:int=40, # How many
+    noise:float=.4, # Standard deviation of the noise that it lives with, radians
+    steps:int=60, # How many
     rate:float=.1, # Share of the way that a step goes
     generator:torch.Generator|None=None, # Source of randomness
-)->Tensor: # Noisy poses, shape (B, K, 4)
-    "Langevin steps among noisy poses"
+    settle:int=10, # Half steps without noise at the end
+)->Tensor: # Poses with little noise left, shape (B, K, 4)
+    "Langevin steps among noisy poses, by the pointer or, without one, by the slope"
     for _ in range(steps):
         z = torch.randn(*q.shape[:2], 3, generator=generator, device=q.device, dtype=q.dtype)
-        q = turn(q, rate*heading(field, q)[1] + math.sqrt(2*rate)*noise*z)
+        q = turn(q, rate*heading(field, q, 'pointer')[1] + math.sqrt(2*rate)*noise*z)
+    for _ in range(settle): q = turn(q, heading(field, q, 'pointer')[1]/2)
     return q

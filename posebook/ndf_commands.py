@@ -117,7 +117,7 @@ def sample(
     prior:str, # A saved prior, a name such as pose-ndf-cmu, or a published checkpoint (.tar)
     num_poses:int=16, # How many
     poses:str='', # File of poses to start from; without it random rotations of every joint
-    max_distance:float=0., # Where a pose has arrived, radians; 0: the prior's own
+    max_distance:float=0., # Where a pose has arrived, radians; 0 walks on
     max_steps:int=20, # Most steps down of a pose
     step_size:float=.5, # Share of the way that the field points
     noise:float=-1., # Noise to wander in before the walk down, radians; below 0: the prior's own
@@ -128,7 +128,7 @@ def sample(
 ):
     "Draw poses: random rotations that wander, and walk down the field"
     field,g = open_field(prior),torch.Generator().manual_seed(seed)
-    found,history = field.sample(num_poses, g, poses or None, max_distance or None, max_steps, step_size,
+    found,history = field.sample(num_poses, g, poses or None, max_distance, max_steps, step_size,
                                  None if noise<0 else noise, history=True)
     write_walk(history, field, output, f'{num_poses} samples of {prior}', history[0] if poses else None, save_steps, render)
 

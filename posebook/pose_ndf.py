@@ -331,17 +331,17 @@ def sample(self:PoseNDF,
     n:int, # How many
     generator:torch.Generator|None=None, # Source of randomness; None is torch's default one
     start:Tensor|str|Path|None=None, # Poses (M, J, 3) or a file of motion to start from; None: random rotations
-    max_distance:float|None=None, # Where to stop, radians; None is the prior's own
+    max_distance:float|None=0., # Where to stop, radians; None is the prior's own
     max_steps:int=20, # Most steps down
     step_size:float=.5, # 1 is what the field hopes for
-    noise:float|None=None, # Noise to wander in, radians; None is .8, or 0 from a given start; 0 walks down at once
+    noise:float|None=None, # Noise to wander in, radians; None is .4, or 0 from a given start; 0 walks down at once
     history:bool=False, # Also return every step down
 )->Tensor|tuple[Tensor,Tensor]: # Canonical axis-angle (n, J, 3), and with `history` also (steps+1, n, J, 3)
     "Starts that wandered, and walked down to the data"
     if n<1: raise PriorError(f'asked for {n} samples: expected at least 1')
     self._check_fitted()
     poses = self._random_poses(n, generator) if start is None else self._starts(start, n, generator)
-    noise = (.8 if start is None else 0.) if noise is None else noise
+    noise = (.4 if start is None else 0.) if noise is None else noise
     if noise: poses = self._with(poses, wander(self.field, self.quaternions(poses), noise, generator=generator), True)
     return self.project(poses, max_distance, max_steps, step_size, history)
 
