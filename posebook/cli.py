@@ -27,7 +27,9 @@ def add_arguments(
         if kind is bool: options['action'] = 'store_true'
         else: options.update(type=kind, nargs='+' if many else '?' if name=='model' else None)
         if d.default is empty or name=='model': flags = [name]
-        else: flags,options['default'] = ['--'+name.replace('_','-')]+SHORT.get(name,[]),list(d.default) if many and d.default else d.default
+        else:
+            flags = ['--'+name.replace('_','-')]+SHORT.get(name,[])
+            options['default'] = list(d.default) if many and d.default else d.default
         parser.add_argument(*flags, **{k: v for k,v in options.items() if v is not None})
     return parser
 

@@ -289,7 +289,7 @@ def _by_scan(
     chunk:int, # Pairs held at a time where the scan has to give up
 )->tuple[Tensor, Tensor]: # Distances and indices, shape (Q, k)
     "Exact search with the compiled scan"
-    (Q,J,_),room,slack = q.shape,256+8*k,np.float32(_SCAN_SLACK*q.shape[1])
+    Q,room,slack = len(q),256+8*k,np.float32(_SCAN_SLACK*q.shape[1])
     own,ids = (x.long().numpy() for x in skip) if skip else np.zeros((2,0), int)
     best,values = np.full((Q,k), np.inf, np.float32),np.empty((Q,room), np.float32)
     refs,count = np.empty((Q,room), np.int32),np.zeros(Q, int)

@@ -165,7 +165,8 @@ def field(tmp_path_factory):
     from posebook.scene import write_poses
     here = tmp_path_factory.mktemp('field')
     poses = torch.tensor(embedded_data().poses[:200])
-    PoseNDF(widths=(64, 64), mined=0., eikonal_weight=0.).fit(poses, samples=2000, max_epochs=2, batch_size=128).save_pretrained(here/'field')
+    prior = PoseNDF(widths=(64, 64), mined=0., eikonal_weight=0.).fit(poses, samples=2000, max_epochs=2, batch_size=128)
+    prior.save_pretrained(here/'field')
     write_poses(poses[:20]+.2, here/'noisy.npz')
     return here
 
@@ -182,7 +183,8 @@ def test_ndf_commands(field, capsys):
     assert main(['ndf', 'prepare', '--number', '200', '--output', str(field/'d.safetensors')]) == 0
     assert 'distance' in capsys.readouterr().out
 
-@pytest.mark.parametrize('args, code, says', [(['ndf', 'prject'], 2, "did you mean 'project'"), (['ndf', 'project', 'gaussian-cmu', '--poses', 'x'], 1, 'knows no distance'),
+@pytest.mark.parametrize('args, code, says', [(['ndf', 'prject'], 2, "did you mean 'project'"),
+    (['ndf', 'project', 'gaussian-cmu', '--poses', 'x'], 1, 'knows no distance'),
     (['ndf', 'project', 'nobody'], 1, '--poses'), (['view', 'x.npz', '--distance'], 2, '--prior')])
 def test_ndf_mistakes(args, code, says, capsys):
     assert main(args) == code and says in capsys.readouterr().err
@@ -195,7 +197,8 @@ def test_ndf_help(capsys):
 
 def test_fit_pose_ndf_with_underscores(tmp_path):
     run = tmp_path/'run'
-    assert main(['fit', 'pose_ndf', '--output', str(run), '--data.samples', '1500', '--model.widths', '[32]', '--model.mine_every', '4',
-                 '--model.mine_poses', '40', '--trainer.max_epochs', '2', '--trainer.enable_progress_bar', 'false', '--data.cache_dir', str(tmp_path/'c')]) == 0
+    assert main(['fit', 'pose_ndf', '--output', str(run), '--data.samples', '1500', '--model.widths', '[32]',
+                 '--model.mine_every', '4', '--model.mine_poses', '40', '--trainer.max_epochs', '2',
+                 '--trainer.enable_progress_bar', 'false', '--data.cache_dir', str(tmp_path/'c')]) == 0
     found = json.loads((run/'metrics.json').read_text())
     assert {'test/mae', 'test/correlation', 'test/gradient_norm', 'test/clean'} <= set(found['logged']['test'])
