@@ -3,13 +3,18 @@
 Peer: the published structure (a Python loop over the joints of the encoder, a dense head, the slope by autograd) with the
 same weights. Ours computes the same numbers without autograd; `light` is the smaller network of posebook's own
 configuration, with weights of its own. The table says ms and how many times faster than the peer each is.
+
+A second table trains both networks on the same labelled poses for the same number of epochs, and says how wrong they are
+on other recordings: of the embedded clips, or of the mocap at POSEBOOK_DATA.
 """
+import os
 from statistics import median
 from time import perf_counter, process_time
 
 import torch
 from torch import nn
 
+from posebook.ndf_data import DistanceData
 from posebook.distance_field import PUBLISHED, DistanceField, modelled_parents, official_names
 from posebook.pose_ndf import PoseNDF
 from posebook.rotations import random_quaternions
@@ -82,11 +87,32 @@ def table(device):
     for B in BATCHES: row('correct', B, device)
     row('legacy', 1, device)
 
+def accuracy(samples=30_000, epochs=8):
+    "Both networks, taught the same: error out to 1 rad, correlation, distance of real poses; seconds of training"
+    source = os.environ.get('POSEBOOK_DATA')
+    data = DistanceData(source and [f'{source}/cmu'], samples=samples, mirror=True, fractions=(.8, 0, .2))
+    train, test = data.labels()['train'], data.labels()['test']
+    q, true = torch.tensor(test.quaternions), torch.tensor(test.distance[:, 0])
+    print(f'\n{len(train)} labelled poses of {"real mocap" if source else "the embedded clips"}, {epochs} epochs each; held-out recordings')
+    print(f'{"network":12}{"parameters":>11}{"MAE (rad)":>11}{"correlation":>13}{"real poses":>12}{"seconds":>9}')
+    both = dict(published=PoseNDF(tree='correct', **PUBLISHED, pointer=False, mined=0., eikonal_weight=0.),
+                light=PoseNDF(mined=0., eikonal_weight=0.))
+    clean = torch.tensor(data.part('train').poses)
+    for name, prior in both.items():
+        start = process_time()
+        prior.fit(clean, samples=samples, max_epochs=epochs, batch_size=256)
+        seconds = process_time()-start
+        with torch.no_grad(): found, real = prior.field(q), prior.field(torch.tensor(test.clean)).mean()
+        near = true <= 1
+        print(f'{name:12}{prior.n_parameters:11,}{(found-true)[near].abs().mean():11.4f}'
+              f'{torch.corrcoef(torch.stack([found, true]))[0, 1]:13.4f}{real:12.3f}{seconds:9.0f}', flush=True)
+
 def main():
     "Print the table for the CPU, and for a GPU where there is one"
     torch.set_num_threads(1)
     torch.manual_seed(0)
     table('cpu')
+    accuracy()
     if torch.cuda.is_available(): print(), table('cuda')
 
 if __name__ == '__main__': main()

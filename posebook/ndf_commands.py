@@ -111,7 +111,7 @@ def project(
     if not poses: raise PriorError('project needs --poses: a motion file or a pose set')
     field,start = open_field(prior), read_poses(poses, num_poses)
     found,history = field.project(start, max_distance or None, max_steps, step_size, history=True)
-    write_walk(history, field, output, f'{Path(poses).name} projected by {prior}', start, save_steps, render)
+    write_walk(history, field, output, f'{Path(poses).name} projected by {Path(prior).name}', start, save_steps, render)
 
 def sample(
     prior:str, # A saved prior, a name such as pose-ndf-cmu, or a published checkpoint (.tar)
@@ -130,7 +130,7 @@ def sample(
     field,g = open_field(prior),torch.Generator().manual_seed(seed)
     found,history = field.sample(num_poses, g, poses or None, max_distance, max_steps, step_size,
                                  None if noise<0 else noise, history=True)
-    write_walk(history, field, output, f'{num_poses} samples of {prior}', history[0] if poses else None, save_steps, render)
+    write_walk(history, field, output, f'{num_poses} samples of {Path(prior).name}', history[0] if poses else None, save_steps, render)
 
 def interpolate(
     prior:str, # A saved prior, a name such as pose-ndf-cmu, or a published checkpoint (.tar)
@@ -151,6 +151,6 @@ def interpolate(
     if len(ends)<2: raise PriorError(f'{poses} holds {len(ends)} pose(s): a path needs two')
     path = field.interpolate(ends[0], ends[-1], num_poses, step_size or None, num_steps or None,
                              max_distance=max_distance or None, max_steps=max_steps)
-    write_walk(path[:,None], field, output, f'interpolation by {prior}', None, save_steps, render, one=True)
+    write_walk(path[:,None], field, output, f'interpolation by {Path(prior).name}', None, save_steps, render, one=True)
 
 COMMANDS = dict(prepare=prepare, project=project, sample=sample, interpolate=interpolate)
