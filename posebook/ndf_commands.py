@@ -118,7 +118,7 @@ def sample(
     num_poses:int=16, # How many
     poses:str='', # File of poses to start from; without it random rotations of every joint
     max_distance:float=0., # Where a pose has arrived, radians; 0 walks on
-    max_steps:int=20, # Most steps down of a pose
+    max_steps:int=10, # Most steps down of a pose
     step_size:float=.5, # Share of the way that the field points
     noise:float=-1., # Noise to wander in before the walk down, radians; below 0: the prior's own
     seed:int=0, # Seed of the start

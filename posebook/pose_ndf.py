@@ -332,7 +332,7 @@ def sample(self:PoseNDF,
     generator:torch.Generator|None=None, # Source of randomness; None is torch's default one
     start:Tensor|str|Path|None=None, # Poses (M, J, 3) or a file of motion to start from; None: random rotations
     max_distance:float|None=0., # Where to stop, radians; None is the prior's own
-    max_steps:int=20, # Most steps down
+    max_steps:int=10, # Most steps down
     step_size:float=.5, # 1 is what the field hopes for
     noise:float|None=None, # Noise to wander in, radians; None is .4, or 0 from a given start; 0 walks down at once
     history:bool=False, # Also return every step down
