@@ -322,7 +322,7 @@ def project(self:PoseNDF,
 def _with(self:PoseNDF, poses, q, moved):
     "`poses` with other modelled joints, where they `moved`"
     out = poses.clone()
-    out[:,self.coordinates.ids] = quaternion_to_axis_angle(q)
+    out[:,self.coordinates.ids] = canonical_axis_angle(quaternion_to_axis_angle(q))
     return out if moved is True else torch.where(moved[:,None,None], out, poses)
 
 # %% ../nbs/04_pose_ndf.ipynb #04-030
