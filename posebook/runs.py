@@ -313,6 +313,8 @@ def train(self:PriorCLI,
     with quiet_lightning():
         warnings.filterwarnings('default', module='posebook')
         self.trainer.fit(self.model, self.datamodule, ckpt_path=ckpt, weights_only=True)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group() # what follows is the first process alone
     if self.trainer.interrupted: raise KeyboardInterrupt
     if self.trainer.is_global_zero: self.finish()
 
