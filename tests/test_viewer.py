@@ -181,8 +181,11 @@ def test_ctrl_c_ends_it(capsys):
         wait_for(viewer_threads)
         time.sleep(.3)
         os.kill(os.getpid(), signal.SIGINT)
-    threading.Thread(target=interrupt, daemon=True).start()
-    v = view_scene(scene(), port=0, open_browser=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler) # a job in the background may be told to ignore it
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        v = view_scene(scene(), port=0, open_browser=False)
+    finally: signal.signal(signal.SIGINT, before)
     assert 'Ctrl-C ends it' in capsys.readouterr().out and v.ended.is_set() and viewer_threads() == []
 
 def test_without_viser(monkeypatch):
