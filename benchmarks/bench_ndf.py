@@ -90,7 +90,7 @@ def table(device):
 def accuracy(samples=30_000, epochs=8):
     "Both networks, taught the same: error out to 1 rad, correlation, distance of real poses; seconds of training"
     source = os.environ.get('POSEBOOK_DATA')
-    data = DistanceData(source and [f'{source}/cmu'], samples=samples, mirror=True, fractions=(.8, 0, .2))
+    data = DistanceData(paths=source and [f'{source}/cmu'], samples=samples, mirror=True, fractions=(.8, 0, .2))
     train, test = data.labels()['train'], data.labels()['test']
     q, true = torch.tensor(test.quaternions), torch.tensor(test.distance[:, 0])
     print(f'\n{len(train)} labelled poses of {"real mocap" if source else "the embedded clips"}, {epochs} epochs each; held-out recordings')
