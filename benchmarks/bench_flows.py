@@ -8,11 +8,11 @@ The other configurations show what does not carry over: with a second hidden lay
 `earlier` must be drawn one joint after the other, so only lean code helps it there.
 """
 from statistics import median
-from time import perf_counter, process_time
 
 import torch
 from torch import nn
 
+from timing import clock
 from posebook.couplings import Coupling, GroupedLinear
 from posebook.flows import Flow
 from posebook.joint_flow import ACTIVE, JointFlow, joint_order, visible
@@ -66,23 +66,11 @@ def train_step(model, x):
 def draw(model, n):
     with torch.no_grad(): model.sample(n)
 
-def clock(work, seconds, gpu):
-    "ms of each of some runs, the first of which warms up: CPU time, or wall time to the end on a GPU"
-    work()
-    times, now, end = [], perf_counter if gpu else process_time, perf_counter()+seconds
-    while not times or (perf_counter() < end and len(times) < 10):
-        if gpu: torch.cuda.synchronize()
-        start = now()
-        work()
-        if gpu: torch.cuda.synchronize()
-        times.append(1e3*(now()-start))
-    return times
-
 def row(name, job, models, work, gpu):
     "One line: medians of interleaved rounds, and the ratio of each peer to ours"
     times = {k: [] for k in models}
     for _ in range(4):
-        for k, m in models.items(): times[k] += clock(lambda: work(m), .35, gpu)
+        for k, m in models.items(): times[k] += clock(lambda: work(m), .35, gpu, most=10)
     ms = {k: median(v) for k, v in times.items()}
     peers = [f'{ms[k]:9.1f}{ms[k]/ms["ours"]:7.2f}' if k in ms else f'{"-":>9}{"-":>7}' for k in ('loop', 'zuko')]
     print(f'{name:18}{job:15}{ms["ours"]:9.1f}{"".join(peers)}', flush=True)

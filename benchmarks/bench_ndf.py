@@ -9,11 +9,12 @@ on other recordings: of the embedded clips, or of the mocap at POSEBOOK_DATA.
 """
 import os
 from statistics import median
-from time import perf_counter, process_time
+from time import process_time
 
 import torch
 from torch import nn
 
+from timing import clock
 from posebook.ndf_data import DistanceData
 from posebook.distance_field import PUBLISHED, DistanceField, modelled_parents, official_names
 from posebook.pose_ndf import PoseNDF
@@ -50,18 +51,6 @@ class Loop(nn.Module):
         q = q.clone().requires_grad_()
         d = self(q)
         return d.detach(), torch.autograd.grad(d.sum(), q)[0]
-
-def clock(work, seconds, gpu):
-    "ms of each of some runs after one that warms up: CPU time, or wall time to the end on a GPU"
-    work()
-    times, now, end = [], perf_counter if gpu else process_time, perf_counter()+seconds
-    while not times or (perf_counter() < end and len(times) < 50):
-        if gpu: torch.cuda.synchronize()
-        start = now()
-        work()
-        if gpu: torch.cuda.synchronize()
-        times.append(1e3*(now()-start))
-    return times
 
 def row(tree, B, device):
     "One line: medians of interleaved rounds"
