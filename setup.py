@@ -10,7 +10,7 @@ config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 suffix = '_requirements'
 extras = {k.removesuffix(suffix): v.split() for k, v in cfg.items() if k.endswith(suffix)}
-extras['all'] = sorted({r for k, v in extras.items() if k not in ('dev', 'bench') for r in v})
+extras['all'] = sorted({r for k, v in extras.items() if k not in ('dev', 'bench', 'bake') for r in v})
 readme = here/'README.md'
 
 class BuildWithData(build_py):
@@ -28,7 +28,7 @@ setup(
     keywords=cfg['keywords'], license='Apache-2.0', license_files=['LICENSE', 'NOTICE'],
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
     extras_require=extras, packages=find_packages(include=['posebook', 'posebook.*']),
-    package_data={'posebook': ['configs/*.yaml', 'pretrained/*', 'pretrained/*/*']},
+    package_data={'posebook': ['configs/*.yaml', 'pretrained/*', 'pretrained/*/*', 'bodies/*']},
     entry_points={'console_scripts': ['posebook = posebook.cli:main'],
                   'nbdev': ['posebook = posebook._modidx:d']},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',

@@ -19,7 +19,6 @@ from .coordinates import PriorError
 from .ndf_labels import DistanceSet, NoiseOptions, Recipe, make_distance_set, poses_to_quaternions # noqa: F401 (from here too)
 from .poses import PARTS, PoseDataModule, PoseSet
 from .skeleton import joint_subset
-from .take import whole_file
 
 # %% ../nbs/03e_ndf_data.ipynb #03e-006
 FORMAT,VERSION = 'posebook.distances',1
@@ -71,7 +70,7 @@ class PiecewiseFile:
         self.head,self.offsets,self.size = header_of(meta)
         self.stamp,self.kinds = hashlib.sha256(self.head).hexdigest(),tensors_of(meta)
         hidden = lambda end: self.path.with_name(f'.{self.path.name}.{end}')
-        self.part,self.journal,self.lock = map(hidden, ('part','journal','lock'))
+        self.part,self.journal,self.draft,self.lock = map(hidden, ('part','journal','draft','lock'))
 
     def whole(self):
         "Whether the file is there, of these settings"
@@ -116,15 +115,21 @@ def mark(self:PiecewiseFile,
     pieces:int, # How many are done
 ):
     "Say so in the journal"
-    with whole_file(self.journal) as part, open(part, 'w') as f:
+    with open(self.draft, 'w') as f:
         json.dump(dict(header=self.stamp, pieces=pieces), f)
         f.flush(); os.fsync(f.fileno())
+    os.replace(self.draft, self.journal)
 
 @patch
 def finish(self:PiecewiseFile):
     "Give the file its name"
     os.replace(self.part, self.path)
-    self.journal.unlink(missing_ok=True)
+    self.clean()
+
+@patch
+def clean(self:PiecewiseFile):
+    "Nothing stays beside the finished file, whenever it was killed"
+    for p in (self.journal,self.draft): p.unlink(missing_ok=True)
 
 # %% ../nbs/03e_ndf_data.ipynb #03e-011
 @contextmanager
@@ -286,7 +291,7 @@ def _make(file, parts, recipe, resume, overwrite, say):
 def _there(file):
     "Whether the file is complete; an error if another is in its place"
     if file.whole():
-        file.journal.unlink(missing_ok=True)
+        file.clean()
         return True
     if file.path.exists():
         raise PriorError(f'{file.path} exists, with other settings or other data: choose another name, or pass --overwrite')

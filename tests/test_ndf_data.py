@@ -137,7 +137,8 @@ class Crash(Exception): pass
 
 def test_crash_between_any_two_steps(source, whole, tmp_path, monkeypatch):
     "Every call that changes the disk fails once, before it or after it"
-    steps = [(PiecewiseFile, 'begin'), (PiecewiseFile, 'write'), (PiecewiseFile, 'mark'), (PiecewiseFile, 'finish'), (os, 'replace')]
+    steps = [(PiecewiseFile, 'begin'), (PiecewiseFile, 'write'), (PiecewiseFile, 'mark'), (PiecewiseFile, 'finish'),
+             (PiecewiseFile, 'clean'), (os, 'replace')]
     for owner, name in steps:
         for after in (False, True):
             real, calls = getattr(owner, name), []
@@ -152,7 +153,7 @@ def test_crash_between_any_two_steps(source, whole, tmp_path, monkeypatch):
                 m.setattr(owner, name, crash)
                 with pytest.raises(Crash): prepare(source, path, **SMALL)
             assert sha(prepare(source, path, **SMALL)) == sha(whole), (name, after)
-    assert not [f for f in tmp_path.iterdir() if f.suffix in ('.journal', '.lock', '.part')]
+    assert not [f for f in tmp_path.iterdir() if f.suffix in ('.journal', '.draft', '.lock', '.part')]
 
 def test_two_at_once_make_one(source, whole, tmp_path):
     both = [forked(source, tmp_path/'a.safetensors') for _ in range(2)]
