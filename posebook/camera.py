@@ -109,10 +109,14 @@ class Camera:
 
 def _alike(*values)->list[Tensor]:
     "Tensors of one floating type on one device"
-    out = [torch.as_tensor(v) for v in values]
-    dtype = reduce(torch.promote_types, [v.dtype for v in out], torch.float32)
-    device = next((v.device for v in out if v.device.type!='cpu'), torch.device('cpu'))
-    return [v.to(device, dtype) for v in out]
+    known = [torch.as_tensor(v) for v in values if hasattr(v, 'dtype')]
+    dtype = reduce(torch.promote_types, [v.dtype for v in known], torch.float32)
+    device = next((v.device for v in known if v.device.type!='cpu'), torch.device('cpu'))
+    return [torch.as_tensor(v, dtype=dtype, device=device) for v in values]
+
+def _like(v, x:Tensor)->Tensor:
+    "Numbers, with the type and device of `x` and no detour through another"
+    return torch.as_tensor(v, dtype=x.dtype, device=x.device)
 
 def _moved(d:Distortion, to:Tensor)->Distortion:
     "`d` with the type and device of a tensor"
@@ -243,7 +247,7 @@ def visible(self:Camera,
 )->Tensor: # Whether a point is in front and within the frame, (..., N)
     "Which points can be in the picture; what hides behind what is not asked"
     x = self.to_camera(points)
-    uv,size = self.project_camera(x, near),torch.tensor([self.width,self.height]).to(x)
+    uv,size = self.project_camera(x, near),_like([self.width,self.height], x)
     return (x[...,2] > near)&((uv >= 0)&(uv < size)).all(-1)
 
 # %% ../nbs/00d_camera.ipynb #00d-018
@@ -301,12 +305,11 @@ def from_fov(cls:Camera,
     t=None, # Origin of the world in the camera, (..., 3) metres; None: zero
 )->Camera: # With square pixels and the principal point in the middle
     "A camera from its angle of view"
-    fov = torch.as_tensor(fov, dtype=torch.get_default_dtype()) if not isinstance(fov, Tensor) else fov
+    fov,R,t = _alike(fov, torch.eye(3) if R is None else R, torch.zeros(3) if t is None else t)
     if not ((fov>0)&(fov<180)).all(): raise CameraError(
         f'fov: expected degrees between 0 and 180, found {fov.min():g} to {fov.max():g}')
     f = _extent(width, height, axis)/2/torch.tan(torch.deg2rad(fov)/2)
-    return cls(torch.stack([f,f], -1), torch.tensor([width/2,height/2], dtype=f.dtype),
-               torch.eye(3) if R is None else R, torch.zeros(3) if t is None else t, width, height)
+    return cls(torch.stack([f,f], -1), _like([width/2,height/2], f), R, t, width, height)
 
 @patch
 def fov(self:Camera,
@@ -326,11 +329,11 @@ def check_plain(self:Camera,
     "Raise where another form cannot say what this camera is"
     bad = 'a distorting lens' if self.distortion else ''
     if square and not torch.allclose(self.fx, self.fy, rtol=1e-4): bad = f'fx {self.fx} and fy {self.fy}'
-    middle = torch.tensor([self.width,self.height]).to(self.center)/2
+    middle = _like([self.width,self.height], self.center)/2
     if centered and (self.center-middle).abs().max() > 1e-3: bad = f'a principal point {self.center}'
     if bad: raise CameraError(f'{what} cannot express {bad}; crop, resize or undistort first')
 
-# %% ../nbs/00d_camera.ipynb #00d-026
+# %% ../nbs/00d_camera.ipynb #00d-027
 @patch
 def view(self:Camera,
     box, # x, y, width and height of what is kept, (..., 4) pixels, may reach beyond the picture
@@ -338,10 +341,10 @@ def view(self:Camera,
     height:int, # Of the new picture, pixels
 )->Camera: # Of the new picture
     "Cut out a box and scale it to a size"
-    box = torch.as_tensor(box).to(self.focal)
+    box = _like(box, self.focal)
     if box.shape[-1:]!=(4,) or not (box[...,2:]>0).all(): raise CameraError(
         f'box: expected x, y and positive width, height (..., 4), found {box.tolist()}')
-    s = torch.tensor([width,height]).to(box)/box[...,2:]
+    s = _like([width,height], box)/box[...,2:]
     new = self.replaced(focal=self.focal*s, center=(self.center-box[...,:2])*s, width=width, height=height)
     _check_camera(new)
     return new
@@ -354,7 +357,7 @@ def crop(self:Camera,
     h:int, # Height, pixels
 )->Camera: # Of the part
     "Cut out a box"
-    x,y = torch.broadcast_tensors(*(torch.as_tensor(v).to(self.focal) for v in (x,y)))
+    x,y = torch.broadcast_tensors(*(_like(v, self.focal) for v in (x,y)))
     return self.view(torch.stack([x, y, torch.full_like(x, w), torch.full_like(x, h)], -1), w, h)
 
 @patch
@@ -365,7 +368,7 @@ def resize(self:Camera,
     "Scale the picture"
     return self.view((0., 0., self.width, self.height), w, h)
 
-# %% ../nbs/00d_camera.ipynb #00d-031
+# %% ../nbs/00d_camera.ipynb #00d-032
 @patch
 def in_frame(self:Camera,
     R:Tensor, # Axes of the frame in the world, (..., 3, 3): a point x' of it is at R x' + t
@@ -373,11 +376,11 @@ def in_frame(self:Camera,
     scale:float=1., # Metres of the world in one unit of the frame
 )->Camera: # For points in the coordinates of the frame
     "The same camera for a world that is seen from a moving frame, such as the body's own"
-    R,t = (torch.as_tensor(v).to(self.R) for v in (R,t))
+    R,t = (_like(v, self.R) for v in (R,t))
     moved = (self.R@t[...,None])[...,0]+self.t
     return self.replaced(R=self.R@R, t=moved/scale)
 
-# %% ../nbs/00d_camera.ipynb #00d-034
+# %% ../nbs/00d_camera.ipynb #00d-035
 @patch(cls_method=True)
 def from_opencv(cls:Camera,
     K, # Matrix of the intrinsics, (..., 3, 3)
@@ -392,7 +395,7 @@ def from_opencv(cls:Camera,
     if K.shape[-2:]!=(3,3): raise CameraError(f'K: expected shape (..., 3, 3), found {tuple(K.shape)}')
     if K[...,0,1].abs().max() > 1e-6: raise CameraError(f'K: expected no skew, found {K[...,0,1].abs().max():g}')
     if R.shape[-1]==3 and R.shape[-2:]!=(3,3): R = axis_angle_to_matrix(R)
-    d = None if dist is None else _opencv_distortion(torch.as_tensor(dist).to(K))
+    d = None if dist is None else _opencv_distortion(_like(dist, K))
     return cls(K[...,[0,1],[0,1]], K[...,:2,2], R, t, width, height, d)
 
 def _opencv_distortion(d):
@@ -410,7 +413,7 @@ def to_opencv(self:Camera)->dict[str,Tensor]:
         dist = torch.cat([k[...,:2], p.expand(*k.shape[:-1], 2), k[...,2:]], -1)
     return dict(K=self.K, R=self.R, rvec=matrix_to_axis_angle(self.R), t=self.t, dist=dist)
 
-# %% ../nbs/00d_camera.ipynb #00d-037
+# %% ../nbs/00d_camera.ipynb #00d-038
 def _axes(like, x=1., y=1., z=1.):
     "A diagonal of signs"
     return torch.tensor([x,y,z]).to(like)
@@ -428,7 +431,7 @@ def from_opengl(cls:Camera,
         if v.shape[-2:]!=(4,4): raise CameraError(f'{k}: expected shape (..., 4, 4), found {tuple(v.shape)}')
     if (P[...,3,:]-torch.tensor([0.,0.,-1.,0.]).to(P)).abs().max() > 1e-6: raise CameraError(
         f'projection: expected a perspective with last row 0 0 -1 0, found {P[...,3,:].tolist()}; transpose row vectors')
-    size = torch.tensor([width,height]).to(P)
+    size = _like([width,height], P)
     c = size/2*(1+torch.stack([-P[...,0,2],P[...,1,2]], -1))
     s = _axes(V, y=-1., z=-1.)
     return cls(size/2*P[...,[0,1],[0,1]], c, s[:,None]*V[...,:3,:3], s*V[...,:3,3], width, height)
@@ -443,13 +446,13 @@ def to_opengl(self:Camera,
     s,lead = _axes(self.R, y=-1., z=-1.),self.shape
     V = torch.eye(4).to(self.R).repeat(*lead, 1, 1)
     V[...,:3,:3],V[...,:3,3] = s[:,None]*self.R,s*self.t
-    size,P = torch.tensor([self.width,self.height]).to(self.R),torch.zeros_like(V)
+    size,P = _like([self.width,self.height], self.R),torch.zeros_like(V)
     f,c = 2*self.focal/size,2*self.center/size-1
     P[...,0,0],P[...,1,1],P[...,0,2],P[...,1,2] = f[...,0],f[...,1],-c[...,0],c[...,1]
     P[...,2,2],P[...,2,3],P[...,3,2] = -(far+near)/(far-near),-2*far*near/(far-near),-1
     return V, P
 
-# %% ../nbs/00d_camera.ipynb #00d-040
+# %% ../nbs/00d_camera.ipynb #00d-041
 @patch(cls_method=True)
 def from_pytorch3d(cls:Camera,
     R, # (..., 3, 3): x_view = x_world R + T for row vectors
@@ -467,10 +470,10 @@ def from_pytorch3d(cls:Camera,
     R,T,p = _alike(R, T, principal_point)
     half = min(width, height)/2
     if fov is not None:
-        f = half/torch.tan(torch.deg2rad(torch.as_tensor(fov).to(R))/2)
+        f = half/torch.tan(torch.deg2rad(_like(fov, R))/2)
         f,p,in_ndc = torch.stack([f/aspect_ratio,f], -1),torch.zeros_like(p),True
-    else: f = torch.as_tensor(focal_length).to(R)*(half if in_ndc else 1)
-    if in_ndc: p = torch.tensor([width,height]).to(R)/2-half*p
+    else: f = _like(focal_length, R)*(half if in_ndc else 1)
+    if in_ndc: p = _like([width,height], R)/2-half*p
     s = _axes(R, -1., -1.)
     return cls(f, p, s[:,None]*R.mT, s*T, width, height)
 
@@ -482,7 +485,7 @@ def to_pytorch3d(self:Camera,
     self.check_plain('pytorch3d')
     s,half = _axes(self.R, -1., -1.),min(self.width, self.height)/2
     f,p = self.focal,self.center
-    if in_ndc: f,p = f/half,(torch.tensor([self.width,self.height]).to(p)/2-p)/half
+    if in_ndc: f,p = f/half,(_like([self.width,self.height], p)/2-p)/half
     return dict(R=(s[:,None]*self.R).mT, T=s*self.t, focal_length=f, principal_point=p, in_ndc=in_ndc,
                 image_size=((self.height,self.width),))
 
@@ -494,7 +497,7 @@ def to_pytorch3d_fov(self:Camera)->dict:
     fov = 2*torch.rad2deg(torch.atan(1/new['focal_length'][...,1]))
     return dict(R=new['R'], T=new['T'], fov=fov, aspect_ratio=self.fy/self.fx)
 
-# %% ../nbs/00d_camera.ipynb #00d-043
+# %% ../nbs/00d_camera.ipynb #00d-044
 @patch(cls_method=True)
 def from_weak_perspective(cls:Camera,
     camera, # s, tx, ty of each crop, (..., 3)
@@ -539,7 +542,7 @@ def from_crop(cls:Camera,
     t = torch.cat([c[...,1:]+2*(box-middle)/sb, 2*f/sb], -1)
     return cls(f, middle, torch.eye(3).to(c), t, width, height)
 
-# %% ../nbs/00d_camera.ipynb #00d-046
+# %% ../nbs/00d_camera.ipynb #00d-047
 _H36M = """54138969 1000 1002 1145.0494384765625 1143.7811279296875 512.54150390625 515.4514770507812
 -0.20709891617298126 0.24777518212795258 -0.0030751503072679043 -0.0009756988729350269 -0.00142447161488235,
 55011271 1000 1000 1149.6756591796875 1147.5916748046875 508.8486328125 508.0649108886719
@@ -565,8 +568,8 @@ def from_h36m(cls:Camera,
     v = H36M_LENSES[lens] if isinstance(lens, str) else lens
     q,p = _alike(orientation, translation)
     R = quaternion_to_matrix(q/q.norm(dim=-1, keepdim=True)).mT
-    k,tan = (torch.as_tensor(v[n]).to(q) for n in ('radial','tangential'))
-    return cls(torch.as_tensor(v['focal']).to(q), torch.as_tensor(v['center']).to(q), R,
+    k,tan = (_like(v[n], q) for n in ('radial','tangential'))
+    return cls(_like(v['focal'], q), _like(v['center'], q), R,
                -(R@p[...,None])[...,0]/1000, v['width'], v['height'], Distortion(k, tan, 'h36m'))
 
 @patch
@@ -578,7 +581,7 @@ def to_h36m(self:Camera)->tuple[Tensor,Tensor,dict]:
                 tangential=d.tangential)
     return matrix_to_quaternion(self.R.mT), 1000*self.position, lens
 
-# %% ../nbs/00d_camera.ipynb #00d-049
+# %% ../nbs/00d_camera.ipynb #00d-050
 MIRRORS = dict(x=(-1.,1.,1.), y=(1.,-1.,1.), z=(1.,1.,-1.))
 
 def unreal_points(
@@ -616,7 +619,7 @@ def from_unreal(cls:Camera,
         f'View Matrix: expected a last column 0 0 0 1, found {V[...,:,3].tolist()}; transpose column vectors')
     s,m = _axes(V, y=-1.),torch.tensor(MIRRORS[mirror]).to(V)
     R = s[:,None]*V[...,:3,:3].mT*m
-    return cls.from_fov(torch.as_tensor(fov).to(V), width, height, 'horizontal', R, scale*s*V[...,3,:3])
+    return cls.from_fov(_like(fov, V), width, height, 'horizontal', R, scale*s*V[...,3,:3])
 
 @patch
 def to_unreal(self:Camera,
