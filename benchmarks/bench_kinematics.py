@@ -1,11 +1,13 @@
 """Forward kinematics of the 55 SMPL-X joints beside the per-joint loop of the `smplx` package.
 
-    python benchmarks/bench_kinematics.py [--batches 1 1000 100000] [--threads 2] [--dtype float32]
+    python benchmarks/bench_kinematics.py [--batches 1 10 100 1000] [--threads 2] [--dtype float32]
 
-Prints milliseconds a call, medians of interleaved repeats, forward and forward + backward.
+Prints milliseconds a call, medians of interleaved repeats, forward and forward + backward, for the compiled
+walk (extra [fast]) and for the one in plain torch.
 """
 import argparse, statistics, time
 import torch
+from posebook.kinematics import has_numba
 from posebook.skeleton import forward_kinematics, get_skeleton, rest_joints
 
 def inputs(batch, dtype):
@@ -15,11 +17,15 @@ def inputs(batch, dtype):
     R = torch.linalg.qr(noise)[0]
     return R.repeat(-(-batch//len(R)), 1, 1, 1)[:batch].contiguous()
 
-def ours(R):
-    "Positions and global rotations"
-    return forward_kinematics(R, 'smplx')
+def fast(R):
+    "Positions and global rotations, compiled"
+    return forward_kinematics(R, 'smplx', backend='numba')
 
-def peer(R):
+def plain(R):
+    "The same in torch"
+    return forward_kinematics(R, 'smplx', backend='torch')
+
+def smplx_loop(R):
     "The same two from smplx"
     from smplx.lbs import batch_rigid_transform
     rest = rest_joints('smplx').to(R).expand(len(R), -1, -1)
@@ -42,28 +48,29 @@ def milliseconds(run, f, R):
     run(f, R)
     return 1e3*(time.perf_counter()-start)
 
-def compare(run, R, repeats):
-    "Median milliseconds of ours and of the peer, taken in turns"
-    for f in (ours, peer): run(f, R)
-    times = [(milliseconds(run, ours, R), milliseconds(run, peer, R)) for _ in range(repeats)]
+def compare(run, R, repeats, sides):
+    "Median milliseconds of each side, taken in turns"
+    for f in sides: run(f, R)
+    times = [[milliseconds(run, f, R) for f in sides] for _ in range(repeats)]
     return [statistics.median(t) for t in zip(*times)]
 
 def main():
     "Print the table"
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--batches', type=int, nargs='+', default=[1, 1000, 100_000])
+    p.add_argument('--batches', type=int, nargs='+', default=[1, 10, 100, 1000])
     p.add_argument('--threads', type=int, default=torch.get_num_threads())
     p.add_argument('--dtype', default='float32', choices=['float32', 'float64'])
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     print(f'{a.dtype}, {a.threads} threads; milliseconds a call')
-    print(f'{"batch":>8} {"":18} {"posebook":>10} {"smplx":>10} {"ratio":>7}')
+    sides = ([fast] if has_numba() else [])+[plain, smplx_loop]
+    print(f'{"batch":>8} {"":18} '+' '.join(f'{f.__name__:>10}' for f in sides)+'   smplx over each')
     for batch in a.batches:
         R = inputs(batch, getattr(torch, a.dtype))
         repeats = max(3, min(200, 20_000//batch))
         for name, run in (('forward', forward), ('forward + backward', forward_backward)):
-            mine, theirs = compare(run, R, repeats)
-            row = f'{batch:8} {name:18} {mine:10.3f} {theirs:10.3f} {theirs/mine:6.1f}x'
-            print(row, flush=True)
+            times = compare(run, R, repeats, sides)
+            row = ' '.join(f'{t:10.3f}' for t in times)+'  '+' '.join(f'{times[-1]/t:6.1f}x' for t in times[:-1])
+            print(f'{batch:8} {name:18} {row}', flush=True)
 
 if __name__ == '__main__': main()

@@ -8,12 +8,12 @@ __all__ = ['BODY_JOINTS', 'Skeleton', 'mirror_ids', 'register_skeleton', 'list_s
            'mirror_pose', 'mirror_joints', 'joint_subset', 'convert_pose']
 
 # %% ../nbs/00a_skeleton.ipynb #00a-003
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from .kinematics import kinematic_chain, tree_depths
 from .rotations import axis_angle_to_matrix
 
 # %% ../nbs/00a_skeleton.ipynb #00a-006
@@ -50,15 +50,7 @@ def _check_tree(s:Skeleton):
         bad('mirror images must come in pairs')
     if s.offsets is not None and tuple(s.offsets.shape) != (J, 3):
         bad(f'expected offsets of shape ({J}, 3), found {tuple(s.offsets.shape)}')
-    _depths(s.parents)
-
-@functools.lru_cache(256)
-def _depths(parents:tuple[int, ...])->tuple[int, ...]:
-    "Steps from the root to each joint; `ValueError` if the parents run in a circle"
-    def depth(j, steps=0):
-        if steps > len(parents): raise ValueError('the parents of a skeleton run in a circle')
-        return steps if parents[j] < 0 else depth(parents[j], steps+1)
-    return tuple(depth(j) for j in range(len(parents)))
+    tree_depths(s.parents)
 
 # %% ../nbs/00a_skeleton.ipynb #00a-011
 @patch(as_prop=True)
@@ -74,7 +66,7 @@ def root(self:Skeleton)->int:
 @patch(as_prop=True)
 def levels(self:Skeleton)->list[list[int]]:
     "Joint ids by depth: the root alone, then its children, then theirs"
-    depth = _depths(self.parents)
+    depth = tree_depths(self.parents)
     return [[j for j,d in enumerate(depth) if d==k] for k in range(max(depth)+1)]
 
 @patch(as_prop=True)
@@ -366,187 +358,20 @@ def _check_offsets(o:Tensor|None, s:Skeleton)->Tensor:
     return o
 
 # %% ../nbs/00a_skeleton.ipynb #00a-041
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    "A tree sorted by depth"
-    order:Tensor # Joint ids, level by level
-    inverse:Tensor # Where each joint went
-    parent:Tensor # Parents in the sorted order; the root's is the root
-    sizes:list[int] # Joints per level
-    ups:list[slice|Tensor|None] # Parents of each level in the one above; None: one each, in order
-    chain:Tensor # (J,J) 1 where the column is the row or an ancestor of it
-
-@functools.lru_cache(256)
-def _plan(parents:tuple[int, ...], device:torch.device, dtype:torch.dtype)->_Plan:
-    "Sort by depth, then by the place of the parent: most levels then need no gathering"
-    depth,place,levels = _depths(parents),{-1:0},[]
-    for d in range(max(depth)+1):
-        ids = [j for j in range(len(parents)) if depth[j]==d]
-        levels.append(sorted(ids, key=lambda j: (place[parents[j]], j)))
-        place |= {j:k for k,j in enumerate(levels[-1])}
-    ups = [_as_slice([place[parents[j]] for j in level], len(above), device)
-           for above,level in zip(levels, levels[1:])]
-    order = [j for level in levels for j in level]
-    up = [order.index(parents[j]) if parents[j] >= 0 else 0 for j in order]
-    chain = torch.eye(len(order), device=device, dtype=dtype)
-    for i in range(1, len(order)): chain[i] += chain[up[i]]
-    t = functools.partial(torch.tensor, device=device)
-    return _Plan(t(order), t(order).argsort(), t(up), [len(l) for l in levels], ups, chain)
-
-def _as_slice(ids:list[int], n:int, device:torch.device)->slice|Tensor|None:
-    "The cheapest way to take the rows `ids` out of `n`"
-    if ids==list(range(n)): return None
-    run = list(range(ids[0], ids[0]+len(ids)))
-    return slice(run[0], run[-1]+1) if ids==run else torch.tensor(ids, device=device)
-
-# %% ../nbs/00a_skeleton.ipynb #00a-044
-def _take(x:Tensor, up:slice|Tensor|None)->Tensor:
-    "The parents' rows of the level above"
-    return x if up is None else x[up] if isinstance(up, slice) else x.index_select(0, up)
-
-def _product(a:Tensor, b:Tensor, out:Tensor)->Tensor:
-    "Matrix products of (n,3,3,B), written to `out`"
-    if a.shape[-1]==1: torch.bmm(a[..., 0], b[..., 0], out=out[..., 0])
-    else:
-        torch.mul(a[:, :, 0, None], b[:, None, 0], out=out)
-        for j in (1, 2): out.addcmul_(a[:, :, j, None], b[:, None, j])
-    return out
-
-def _turn(G:Tensor, v:Tensor)->Tensor:
-    "Vectors (n,3,1) or (n,3,B) turned by (n,3,3,B)"
-    out = G[:, :, 0]*v[:, None, 0]
-    for j in (1, 2): out.addcmul_(G[:, :, j], v[:, None, j])
-    return out
-
-def _sums(chain:Tensor, x:Tensor)->Tensor:
-    "`chain` (J,J) times (J,3,B); for a few poses without waking the threads of a matrix product"
-    if chain.numel()*x[0].numel() > 30_000: return (chain @ x.flatten(1)).view_as(x)
-    return (chain[:, :, None]*x.flatten(1)).sum(1).view_as(x)
-
-def _fk_forward(
-    R:Tensor, # Local rotations by level, poses last, (J,3,3,B)
-    o:Tensor, # Rest offsets by level, (J,3,1) or (J,3,B) metres
-    plan:_Plan, # The tree
-)->tuple[Tensor, Tensor]: # Positions (J,3,B), global rotations (J,3,3,B)
-    "Rotations level by level; positions as sums of turned bones along each chain"
-    G = torch.empty_like(R)
-    (g,*lower),(r,*locals_) = G.split(plan.sizes),R.split(plan.sizes)
-    g.copy_(r)
-    for up,r,below in zip(plan.ups, locals_, lower): g = _product(_take(g, up), r, below)
-    bones = _turn(G.index_select(0, plan.parent), o)
-    bones[0] = o[0]
-    return _sums(plan.chain, bones), G
-
-# %% ../nbs/00a_skeleton.ipynb #00a-046
-def _fk_backward(
-    gP:Tensor, # Gradient of the positions, (J,3,B)
-    gG:Tensor, # Gradient of the global rotations, (J,3,3,B); overwritten
-    R:Tensor, # Local rotations, (J,3,3,B)
-    G:Tensor, # Global rotations, (J,3,3,B)
-    o:Tensor, # Rest offsets, (J,3,1) or (J,3,B)
-    plan:_Plan, # The tree
-)->tuple[Tensor, Tensor]: # Gradients of R (J,3,3,B) and of each pose's offsets (J,3,B)
-    "The same walk from the leaves to the root"
-    gb = _sums(plan.chain.T, gP)
-    gG.index_add_(0, plan.parent[1:], gb[1:, :, None]*o[1:, None])
-    gs,rs = gG.split(plan.sizes),R.split(plan.sizes)
-    for k in range(len(gs)-1, 0, -1):
-        g = _product(gs[k], rs[k].transpose(1, 2), torch.empty_like(rs[k]))
-        up = plan.ups[k-1]
-        if isinstance(up, Tensor): gs[k-1].index_add_(0, up, g)
-        else: _take(gs[k-1], up).add_(g)
-    Gt = G.index_select(0, plan.parent).transpose(1, 2)
-    gR,go = _product(Gt, gG, torch.empty_like(gG)),_turn(Gt, gb)
-    gR[0],go[0] = gG[0],gb[0]
-    return gR, go
-
-# %% ../nbs/00a_skeleton.ipynb #00a-048
-def _sorted(x:Tensor, plan:_Plan)->Tensor:
-    "(B,J,...) to (J,...,B), joints by level"
-    return x.movedim(0, -1).index_select(0, plan.order)
-
-def _unsorted(x:Tensor, plan:_Plan, out:Tensor|None=None)->Tensor:
-    "(J,...,B) by level back to (B,J,...) in the order of the skeleton"
-    return torch.index_select(x.movedim(-1, 0), 1, plan.inverse, out=out)
-
-def _chunks(R:Tensor, o:Tensor, n:int=8192)->Iterator[tuple[slice, Tensor]]:
-    "Slices of `n` poses with their offsets; a GPU takes all at once"
-    n = n if R.device.type=='cpu' else max(len(R), 1)
-    for c in (slice(b, b+n) for b in range(0, len(R), n)): yield c, o if len(o)==1 else o[c]
-
-class _ForwardKinematics(torch.autograd.Function):
-    "Both walks as one step of autograd: R (B,J,3,3), o (1,J,3) or (B,J,3)"
-    @staticmethod
-    def forward(ctx, R, o, parents):
-        plan,ctx.parents = _plan(parents, R.device, R.dtype),parents
-        P,G = R.new_empty(R.shape[:-1]),torch.empty_like(R)
-        for c,oc in _chunks(R, o):
-            p,g = _fk_forward(_sorted(R[c], plan), _sorted(oc, plan), plan)
-            _unsorted(p, plan, P[c]); _unsorted(g, plan, G[c])
-        ctx.save_for_backward(R, o, G)
-        ctx.set_materialize_grads(False)
-        return P, G
-
-    @staticmethod
-    def backward(ctx, gP, gG):
-        R,o,G = ctx.saved_tensors
-        gP = torch.zeros_like(G[..., 0]) if gP is None else gP
-        gG = torch.zeros_like(G) if gG is None else gG
-        if torch.is_grad_enabled(): return *_grad_graph(R, o, gP, gG, ctx), None
-        plan,gR,go = _plan(ctx.parents, R.device, R.dtype),torch.empty_like(G),torch.zeros_like(o)
-        for c,oc in _chunks(R, o):
-            s = (_sorted(x[c], plan) for x in (gP, gG, R, G))
-            r,d = _fk_backward(*s, _sorted(oc, plan), plan)
-            _unsorted(r, plan, gR[c])
-            if len(o)==1: go += _unsorted(d, plan).sum(0)
-            else: go[c] = _unsorted(d, plan)
-        return gR, go, None
-
-# %% ../nbs/00a_skeleton.ipynb #00a-050
-def _fk_plain(R:Tensor, o:Tensor, parents:tuple[int, ...])->tuple[Tensor, Tensor]:
-    "Forward kinematics in operations that autograd can differentiate again and again"
-    plan = _plan(parents, R.device, R.dtype)
-    o,out = o[:, plan.order],[]
-    g,*lower = R[:, plan.order].split(plan.sizes, dim=1)
-    for up,r in zip([*plan.ups, None], [*lower, None]):
-        out.append(g)
-        if r is not None: g = (g if up is None else g[:, up]) @ r
-    G = torch.cat(out, dim=1)
-    bones = (G[:, plan.parent[1:]] @ o[:, 1:, :, None])[..., 0]
-    P = plan.chain @ torch.cat([o[:, :1].expand(len(R), 1, 3), bones], dim=1)
-    return P[:, plan.inverse], G[:, plan.inverse]
-
-def _grad_graph(R:Tensor, o:Tensor, gP:Tensor, gG:Tensor, ctx)->list[Tensor|None]:
-    "The gradients of R and o as a graph"
-    wanted = [x for x,need in zip((R, o), ctx.needs_input_grad) if need]
-    grads = torch.autograd.grad(_fk_plain(R, o, ctx.parents), wanted, (gP, gG), create_graph=True)
-    found = iter(grads)
-    return [next(found) if need else None for need in ctx.needs_input_grad[:2]]
-
-# %% ../nbs/00a_skeleton.ipynb #00a-051
 def forward_kinematics(
     rotations:Tensor, # Local rotation matrices, (..., J, 3, 3)
     skeleton:str|Skeleton='smplx', # The tree
     offsets:Tensor|None=None, # Rest offsets, (J, 3) or (..., J, 3) metres; default the skeleton's
     translation:Tensor|None=None, # Added to all joints, (..., 3) metres
     root:bool=True, # False leaves the root unturned: the body in its own frame
+    backend:str='auto', # 'torch', 'numba', or 'auto' to take what fits
 )->tuple[Tensor, Tensor]: # Positions (..., J, 3) metres and global rotations (..., J, 3, 3)
     "Where every joint is and how it is turned"
     s = get_skeleton(skeleton)
     R,o = _check_rotations(rotations, s),_check_offsets(offsets, s)
     if not root: R = torch.where(_one_hot(s, R), torch.eye(3).to(R), R)
-    lead = torch.broadcast_shapes(R.shape[:-3], o.shape[:-2])
-    R = R.expand(*lead, len(s), 3, 3).reshape(-1, len(s), 3, 3).contiguous()
-    o = (o if o.ndim==2 else o.expand(*lead, len(s), 3)).to(R).reshape(-1, len(s), 3)
-    P,G = _run_fk(R, o, s.parents)
-    P,G = P.view(*lead, len(s), 3),G.view(*lead, len(s), 3, 3)
+    P,G = kinematic_chain(R, o, s.parents, backend)
     return (P if translation is None else P+translation[..., None, :]), G
-
-def _run_fk(R:Tensor, o:Tensor, parents:tuple[int, ...])->tuple[Tensor, Tensor]:
-    "A flat batch, never in half precision: that would move joints by millimetres"
-    run,device = _ForwardKinematics.apply,R.device.type
-    if not torch.is_autocast_enabled(device): return run(R, o, parents)
-    with torch.autocast(device, enabled=False): return run(R, o, parents)
 
 def _one_hot(s:Skeleton, R:Tensor)->Tensor:
     "(J,1,1), true at the root"
@@ -558,7 +383,7 @@ def _check_rotations(R:Tensor, s:Skeleton)->Tensor:
     raise ValueError(f'expected floating rotation matrices of shape (..., {len(s)}, 3, 3) for '
                      f'{s.name!r}, found {R.dtype} of shape {tuple(R.shape)}')
 
-# %% ../nbs/00a_skeleton.ipynb #00a-057
+# %% ../nbs/00a_skeleton.ipynb #00a-047
 def pose_to_joints(
     pose:Tensor, # Axis-angle local rotations, (..., J, 3) radians
     skeleton:str|Skeleton='smplx', # The tree
@@ -574,7 +399,7 @@ def _check_pose(pose:Tensor, s:Skeleton)->Tensor:
     raise ValueError(f'expected a pose of shape (..., {len(s)}, 3) for {s.name!r}, found '
                      f'{tuple(pose.shape)}; `convert_pose` brings other members of the SMPL family')
 
-# %% ../nbs/00a_skeleton.ipynb #00a-060
+# %% ../nbs/00a_skeleton.ipynb #00a-050
 def check_poses(
     poses, # Floating array or tensor that should have shape (B, J, 3)
     skeleton:str|Skeleton|int='smplx', # Layout that it should fit, or only its number of joints
@@ -602,7 +427,7 @@ def _not_finite(finite, joints:Sequence)->str:
     return (f'{int(bad.sum())} of {len(bad)} poses are not finite, the first is pose {i}, joint '
             f'{joints[int((broken[i]*1).argmax())]!r}: expected finite numbers, found NaN or infinity; remove or mend them')
 
-# %% ../nbs/00a_skeleton.ipynb #00a-067
+# %% ../nbs/00a_skeleton.ipynb #00a-057
 def local_to_global(
     R:Tensor, # Rotations relative to the parent, (..., J, 3, 3)
     skeleton:str|Skeleton|Sequence[int], # The tree, or just its parents
@@ -627,7 +452,7 @@ def _as_tree(skeleton:str|Skeleton|Sequence[int])->Skeleton:
     ids = range(len(parents))
     return Skeleton('unnamed', [f'joint_{j}' for j in ids], parents, ids)
 
-# %% ../nbs/00a_skeleton.ipynb #00a-070
+# %% ../nbs/00a_skeleton.ipynb #00a-060
 def mirror_pose(
     pose:Tensor, # Axis-angle local rotations, (..., J, 3) radians
     skeleton:str|Skeleton='smplx', # The tree
@@ -652,7 +477,7 @@ def mirror_joints(
     x[..., s.side] = 2*about-x[..., s.side]
     return x
 
-# %% ../nbs/00a_skeleton.ipynb #00a-075
+# %% ../nbs/00a_skeleton.ipynb #00a-065
 @patch
 def subset(self:Skeleton,
     joints:Sequence[str|int], # Joints to keep, names or ids, in the new order
@@ -670,7 +495,7 @@ def subset(self:Skeleton,
         [new.get(self.mirror[j], i) for i,j in enumerate(ids)],
         None if self.offsets is None else torch.stack(offsets), self.side, self.notes)
 
-# %% ../nbs/00a_skeleton.ipynb #00a-076
+# %% ../nbs/00a_skeleton.ipynb #00a-066
 BODY_JOINTS = list(range(1, 22)) # SMPL-X without root, jaw, eyes and hands
 
 def joint_subset(
@@ -696,7 +521,7 @@ def _group(part:str|int, s:Skeleton)->list[int]:
     if part=='body': return [j for j,n in enumerate(s.joints) if n in body]
     return [s.index(part)]
 
-# %% ../nbs/00a_skeleton.ipynb #00a-078
+# %% ../nbs/00a_skeleton.ipynb #00a-068
 def convert_pose(
     pose:Tensor, # Axis-angle, (..., J, 3) radians
     source:str, # Its skeleton: smplx, smplh, smpl or body22
