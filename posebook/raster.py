@@ -255,7 +255,7 @@ def compiled(
     except ImportError as e: raise ImportError("backend='numba' needs numba: pip install 'posebook[fast]'") from e
     known = dict(functions[-1].__globals__)
     for f in functions:
-        jit = known[f.__name__] = njit(nogil=True, fastmath=set(fastmath))(FunctionType(f.__code__, known, f.__name__))
+        jit = known[f.__name__] = njit(nogil=True, error_model='numpy', fastmath=set(fastmath))(FunctionType(f.__code__, known, f.__name__))
         try: jit.enable_caching()
         except (RuntimeError, OSError): pass     # no writable place: compiled again in the next process
     return jit
