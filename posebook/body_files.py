@@ -33,7 +33,8 @@ class _Inert:
 
 _SPARSE = 'csc_matrix csr_matrix coo_matrix csc_array csr_array coo_array'.split()
 _NAMES = '''numpy.ndarray numpy.dtype numpy.matrix numpy.matrixlib.defmatrix.matrix numpy.core.multiarray._reconstruct
-numpy.core.multiarray.scalar numpy.core.numeric._frombuffer builtins.object builtins.bytes builtins.bytearray copyreg._reconstructor _codecs.encode'''.split()
+numpy.core.multiarray.scalar numpy.core.numeric._frombuffer
+builtins.object builtins.bytes builtins.bytearray copyreg._reconstructor _codecs.encode'''.split()
 _OLD = {'numpy._core.':'numpy.core.', '__builtin__.':'builtins.', 'copy_reg.':'copyreg.'}
 _REAL = {f'builtins.{t.__name__}':t for t in (set, frozenset)} | {'collections.OrderedDict':dict}
 
@@ -303,6 +304,7 @@ class _Reader:
 def body_data(
     arrays:Mapping, # Arrays by the keys of the official files
     path:str|Path='body model', # What to call them in an error
+    static:bool|None=None, # Joints are those stored in `J`, whatever the shape; None: as the file says
 )->BodyData: # Checked
     "One checked `BodyData` of whatever a file holds"
     r = _Reader(arrays, path)
@@ -316,25 +318,29 @@ def body_data(
     if S<0 or E<0: r.bad('num_shapes', f'at most {d.shape[2]}, the components of shapedirs', str(S))
     names,d,w = _joint_names(arrays, kind, J),d[..., :S+E],r.weights(V, J)
     if len(names)!=J or len(set(names))!=J: r.bad('J_names', f'{J} different names', str(len(set(names))))
-    regressor,joints,moves = _rest(r, v, d, J)
+    regressor,joints,moves = _rest(r, v, d, J, _is_static(arrays, kind, S+E) if static is None else static)
     out = BodyData(kind, v, r.faces(V), w, parents, joints, d[..., :S], d[..., S:], c, moves, regressor, names,
                    {k:arrays[k] for k in _KEPT if k in arrays}, tuple(r.notes))
     return _reorder(out, np.argsort(np.asarray(arrays['vertex_order']))) if 'vertex_order' in arrays else out
 
-def _rest(r:_Reader, v:np.ndarray, d:np.ndarray, J:int)->tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _is_static(z:Mapping, kind:str, components:int)->bool:
+    "Whether the stored joints hold: where the file says so, and for an animal without shapes to follow"
+    return bool(z.get('static_joint_locs', False)) or (not components and 'J' in z and kind in ('smil', 'smal'))
+
+def _rest(r:_Reader, v:np.ndarray, d:np.ndarray, J:int, static:bool)->tuple[np.ndarray, np.ndarray, np.ndarray]:
     "The regressor, the joints of the mean shape, and what each component adds to them"
     regressor = r.regressor(J, len(v))
     if 'joint_shapes' in r.z: return regressor, r.get('joints', (J, 3)), r.get('joint_shapes', (J, 3, -1))[..., :d.shape[2]]
-    static = bool(r.z.get('static_joint_locs', False))
     if static or not regressor.any(): return regressor, r.get('J', (J, 3)), np.zeros((J, 3, d.shape[2]), np.float32)
     m = regressor.astype(np.float64)
     return regressor, m @ v, np.tensordot(m, d, (1, 0))
 
 def read_body(
     path:str|Path, # .npz, .pkl or .safetensors
+    static:bool|None=None, # Joints are those stored in `J`, whatever the shape; None: as the file says
 )->BodyData: # Checked
     "Read a model of the SMPL family, of SMAL, SMIL or posebook"
-    return body_data(read_arrays(path), path)
+    return body_data(read_arrays(path), path, static)
 
 # %% ../nbs/00bf_body_files.ipynb #00bf-023
 SMPLX_KEYPOINTS = dict(nose=9120, reye=9929, leye=9448, rear=616, lear=6, rthumb=8079, rindex=7669, rmiddle=7794, rring=7905,
