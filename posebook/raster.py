@@ -171,11 +171,12 @@ def pixel_boxes(
     margin:float=0., # Pixels around each triangle
 )->tuple[Tensor, Tensor]: # First pixel (N,2) and size (N,2) as x, y; size 0 where nothing is in the picture
     "The pixels whose centres lie in the box around a triangle"
-    a,most = tri.xy.detach()[tri.corners],tri.xy.new_tensor([width,height])
-    low = (a.amin(1)-margin-.5).ceil().clamp(min=0).minimum(most)
-    high = (a.amax(1)+margin-.5).floor().clamp(min=-1).minimum(most-1)
+    a,b,c = tri.xy.detach()[tri.corners].unbind(1)
+    most = tri.xy.new_tensor([width,height])
+    low = (a.minimum(b).minimum(c)-margin-.5).ceil().clamp(min=0).minimum(most)
+    high = (a.maximum(b).maximum(c)+margin-.5).floor().clamp(min=-1).minimum(most-1)
     size = (high-low+1).clamp(min=0).long()
-    return low.long(),size*(size.amin(1, keepdim=True)>0)
+    return low.long(),size*(size.prod(1, keepdim=True)>0)
 
 def pixel_pairs(
     low:Tensor, # First pixels, (N,2), from `pixel_boxes`
@@ -392,7 +393,7 @@ def vertex_normals(
 
 # %% ../nbs/00da_raster.ipynb #00da-032
 CLAY = '#c9b3a4'
-KEY,SKY,GROUND = (1.06,.98,.88),(.40,.43,.50),(.20,.17,.15)  # linear light from the lamp, above and below
+KEY,SKY,GROUND = (1.12,1.03,.92),(.40,.43,.50),(.17,.145,.13)  # linear light from the lamp, above and below
 
 def shade(
     fragments:Fragments, # From `rasterize`
