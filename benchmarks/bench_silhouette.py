@@ -14,6 +14,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')   # read when torch is imported
 import torch
 
 from timing import clock
+from posebook.body import Body
 from posebook.camera import Camera
 from posebook.raster import icosphere, pixel_boxes, pixel_pairs, project_faces
 from posebook.silhouette import ndc_to_pixels, reach, soft_silhouette
@@ -22,11 +23,10 @@ def stick():
     "The shared stick insect, or None"
     root = Path(os.environ.get('POSEBOOK_DATA', Path(__file__).parents[2]/'shared/data'))
     path = root/'insects/SMILy_STICK.pkl'
-    if not path.exists() or not find_spec('posebook.body_files'): return None
-    from posebook.body_files import read_body
-    body = read_body(path)
-    v = torch.as_tensor(body.template).float()
-    return v-(v.amax(0)+v.amin(0))/2, torch.as_tensor(body.faces).long()
+    if not path.exists(): return None
+    body = Body.load(path)
+    v = body.template.float()
+    return v-(v.amax(0)+v.amin(0))/2, body.faces
 
 def naive(vertices, faces, camera, sigma, cutoff=1e-4):
     "Autograd over (face, pixel) pairs"
