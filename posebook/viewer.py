@@ -13,7 +13,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .actors import SkeletonActor, hull_points, sphere_rays # noqa: F401
+from .actors import SkeletonActor, hull_points, looks, one_ground, sphere_rays # noqa: F401
+from .body import Body
 from .scene import HUES, Performer, Scene, ghost_beside, ground_level, is_scene, open_scene, plot_scene # noqa: F401
 from .sketch import GHOST, Sketch, on_ground, view_axes
 
@@ -75,8 +76,10 @@ class Viewer:
         scene:Scene, # What to show
         port:int=8080, # Where, or the next that is free; 0: any
         host:str='127.0.0.1', # Who may look: by default this machine only
+        body:str|Body|None='posebook-light', # Skin of motions of the SMPL family, a name or a file; None: bones only
     ):
         viser = _viser()
+        self.body = Body.load(body) if isinstance(body, str) else body
         self.scene,self.lock,self.ended = scene,threading.RLock(),threading.Event()
         self.frame,self.clock,self.playing,self.speed,self.loop = 0,0.,False,1.,True
         self.sketches = scene.sketches()
@@ -114,8 +117,10 @@ def add_bodies(self:Viewer):
     self.actors,self.ghosts,self.names = [],[],[]
     for i,(name,(sk,ghost)) in enumerate(self.sketches.items()):
         level = ground_level(sk, ghost)
-        self.actors.append(SkeletonActor(sk, f'/body{i}', level))
-        self.ghosts.append(None if ghost is None else SkeletonActor(ghost, f'/ghost{i}', level, GHOST, .45))
+        p = self.scene.bodies[i]
+        self.actors.append(looks(p.motion, sk, f'/body{i}', level, self.body))
+        self.ghosts.append(None if ghost is None else looks(p.ghost, ghost, f'/ghost{i}', level, self.body, GHOST, .45))
+        one_ground(self.actors[i], self.ghosts[i])
         for a in (self.actors[i], self.ghosts[i]):
             if a is not None: a.add(self.server)
         top = float(sk.points[...,1].max())-level+.16*sk.size
@@ -168,8 +173,8 @@ def add_choices(self:Viewer,
     self.boxes = [gui.add_checkbox(b.name or 'body', True) for b in self.scene.bodies]
     self.ghost_box = gui.add_checkbox('ghost', True, visible=any(g is not None for g in self.ghosts))
     self.place_box = gui.add_checkbox('in place', self.in_place, visible=self.travel() > .1)
-    for box in (*self.boxes, self.ghost_box): box.on_update(lambda e: self.choose())
-    self.place_box.on_update(lambda e: self.choose())
+    self.skin_box = gui.add_checkbox('skin', True, visible=any(len(a.actors) > 1 for a in self.actors))
+    for box in (*self.boxes, self.ghost_box, self.place_box, self.skin_box): box.on_update(lambda e: self.choose())
 
 @patch
 def choose(self:Viewer):
@@ -177,8 +182,8 @@ def choose(self:Viewer):
     with self.lock:
         self.in_place = self.place_box.value
         for box,actor,ghost,name in zip(self.boxes, self.actors, self.ghosts, self.names):
-            actor.visible(box.value)
-            if ghost is not None: ghost.visible(box.value and self.ghost_box.value)
+            actor.wear(not self.skin_box.value); actor.visible(box.value)
+            if ghost is not None: ghost.wear(not self.skin_box.value); ghost.visible(box.value and self.ghost_box.value)
             if name is not None: name.visible = box.value
         self.draw()
 
@@ -305,9 +310,10 @@ def view_scene(
     host:str='127.0.0.1', # Who may look: by default this machine only
     open_browser:bool=True, # Open a window of the browser
     block:bool=True, # Stay until Ctrl-C
+    body:str|Body|None='posebook-light', # Skin, a name or a file; None: bones only
 )->Viewer: # Running, unless it was waited for
     "Show a scene in the browser"
-    viewer = Viewer(scene, port, host)
+    viewer = Viewer(scene, port, host, body)
     taken = f' (port {port} is taken)' if port not in (0, viewer.port) else ''
     print(f'{viewer.url}{taken}: {len(scene.bodies)} bodies, {len(scene)} frames at {scene.fps:g} fps'
           +('; Ctrl-C ends it' if block else ''), flush=True)
@@ -328,10 +334,11 @@ def view_file(
     open_browser:bool=True, # Open a window of the browser
     port:int=8080, # Where, or the next that is free
     energy:tuple[str,Callable]|None=None, # Label and function of a curve, such as ('energy', prior.energy)
+    body:str|None='posebook-light', # Skin in the browser, a name or a file; None: bones only
 )->str: # What was shown or written
     "Look at a file: in the browser, or as another file"
     scene = open_scene(file, raw)
     if energy is not None: scene = scene.with_curves(energy[1], energy[0])
     what = f'{len(scene)} frames at {scene.fps:g} fps'
     if output: return f'{scene.save(output)}: {what}'
-    return f'{view_scene(scene, port, open_browser=open_browser).url}: {what}'
+    return f'{view_scene(scene, port, open_browser=open_browser, body=body).url}: {what}'

@@ -69,6 +69,11 @@ def colored(image):
     r, b = image[..., 0], image[..., 2]
     return int((b > r+50).sum()), int((r > b+50).sum())
 
+def skinned(image):
+    "How many pixels have the warm grey of a skin"
+    r, g, b = (image[..., k].astype(int) for k in range(3))
+    return int(((r > g+4) & (g > b+4) & (r < b+50) & (b > 40)).sum())
+
 def until(page, text, timeout=60_000):
     "Wait until a JavaScript expression holds"
     return page.wait_for_function(text, timeout=timeout)

@@ -4,7 +4,7 @@ import os, signal, sys, threading, time
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 
-from browser import colored, needs_browser, open_page, shot, steady, until
+from browser import colored, needs_browser, open_page, shot, skinned, steady, until
 from posebook.motion import Motion, MotionError, march, write_motion
 from posebook.poseset import embedded_data
 from posebook.sketch import as_positions, sketch
@@ -205,12 +205,12 @@ def test_bodies_of_different_lengths_and_a_long_way():
     far = Motion(long.poses, long.trans+way, long.skeleton, 30)
     with Viewer(Scene.from_motions({'far': far, 'short': short}), port=0) as v:
         v.seek(89)
-        at = np.array(v.actors[0].handles[0].position)+far.trans[89].numpy()
+        at = np.array(v.actors[0].handles['skin'].position)+far.trans[89].numpy()
         assert v.in_place and np.allclose(at[[0, 2]], v.slots[0][[0, 2]], atol=.1)    # it stays in its place
         v.place_box.value = False; v.choose()
-        assert np.allclose(np.array(v.actors[0].handles[0].position)+far.trans[0].numpy()*[1, 0, 1], v.slots[0], atol=1e-5)
+        assert np.allclose(np.array(v.actors[0].handles['skin'].position)+far.trans[0].numpy()*[1, 0, 1], v.slots[0], atol=1e-5)
         v.boxes[1].value = False; v.choose()
-        assert not v.actors[1].handles[0].visible and v.actors[0].handles[0].visible
+        assert not v.actors[1].handles['skin'].visible and v.actors[0].handles['skin'].visible
 
 def test_many_bodies_stand_apart():
     with Viewer(scene(S=2, B=14), port=0) as v:
@@ -258,7 +258,11 @@ def test_the_viewer_in_a_browser(tmp_path):
         page.get_by_role('button', name='Pause').dispatch_event('click')
         wait_for(lambda: not v.playing)
         v.seek(0)
-        wait_for(lambda: min(colored(shot(page, **body))) > 100)           # not blank: a left and a right
+        wait_for(lambda: skinned(shot(page, **body)) > 1000)               # not blank: a body with a skin
+        v.skin_box.value = False
+        wait_for(lambda: min(colored(shot(page, **body))) > 100)           # its bones: a left and a right
+        v.skin_box.value = True
+        wait_for(lambda: skinned(shot(page, **body)) > 1000)
         first = steady(page, **body)
         page.get_by_role('slider').first.press('End')                      # the slider moves the body
         wait_for(lambda: v.frame == 59)
