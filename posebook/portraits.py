@@ -170,9 +170,12 @@ class PortraitFigure(PoseFigure):
     "A `PoseFigure` whose small PNG in a notebook keeps smooth shades"
     def _repr_mimebundle_(self, **kwargs):
         out = io.BytesIO()
-        image = figure_image(self, 110).quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        image = figure_image(self, 110).quantize(96, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         image.save(out, 'png', optimize=True)
         return {'image/png': base64.b64encode(out.getvalue()).decode(), 'text/plain': repr(self)}
+    def _ipython_display_(self):
+        from IPython.display import display      # only a notebook calls this; pyplot would make a larger PNG
+        display(self._repr_mimebundle_(), raw=True)
 
 def _grid(n:int, ncols:int, window:tuple, width:float, height:float, title:float, left:float, low:float=.05)->tuple:
     "Panels in metres at one scale: the figure, its axes, and inches a metre"
