@@ -154,6 +154,27 @@ def _torch_backward(gP:Tensor, gG:Tensor, R:Tensor, o:Tensor, G:Tensor, parents)
     return gR, go
 
 # %% ../nbs/00a_kinematics.ipynb #00a-018
+@functools.lru_cache(256)
+def _jumps(parents:tuple[int, ...], device:torch.device, dtype:torch.dtype)->tuple[Tensor, list[Tensor]]:
+    "Unit matrices (1,J+1,4,4), and in each round the joint above that is joined on; J where there is none"
+    J,rounds = len(parents),[]
+    up = [p if p>=0 else J for p in parents]+[J]
+    while min(up)<J:
+        rounds.append(torch.tensor(up, device=device))
+        up = [up[u] for u in up]
+    return torch.eye(4, device=device, dtype=dtype).repeat(1, J+1, 1, 1), rounds
+
+_FEW = 8 # poses up to which doubling is faster, measured
+
+def _few_forward(R:Tensor, o:Tensor, parents:tuple[int, ...])->tuple[Tensor, Tensor]:
+    "What `_torch_forward` computes, for a few poses"
+    (one,rounds),J = _jumps(parents, R.device, R.dtype),len(parents)
+    M = one.repeat(len(R), 1, 1, 1)
+    M[:, :J, :3, :3],M[:, :J, :3, 3] = R,o
+    for up in rounds: M = torch.bmm(M.index_select(1, up).view(-1, 4, 4), M.view(-1, 4, 4)).view_as(M)
+    return M[:, :J, :3, 3].contiguous(), M[:, :J, :3, :3].contiguous()
+
+# %% ../nbs/00a_kinematics.ipynb #00a-020
 def _walk_down(R, o, order, parent, P, G):
     "Fill `P` (B,J,3) and `G` (B,J,9) from `R` (B,J,9) and `o` (1 or B,J,3), parents first"
     for b in range(R.shape[0]):
@@ -194,7 +215,7 @@ def _walk_up(gP, gG, R, G, o, order, parent, gR, go):
                 gg[u,6+k] += x*c0 + y*c1 + z*c2 + w*v
             gp[u,0],gp[u,1],gp[u,2] = gp[u,0]+s,gp[u,1]+t,gp[u,2]+v
 
-# %% ../nbs/00a_kinematics.ipynb #00a-019
+# %% ../nbs/00a_kinematics.ipynb #00a-021
 def numba_kernels(
     *functions, # Plain functions on numbers and numpy arrays; later ones may call earlier ones by name
 )->tuple[Callable, ...]: # The same, compiled when first called, in the order given
@@ -219,7 +240,7 @@ def _walk(parents:tuple[int, ...])->tuple[np.ndarray, np.ndarray]:
     order = np.argsort(tree_depths(parents), kind='stable')
     return order,np.array(parents)[order]
 
-# %% ../nbs/00a_kinematics.ipynb #00a-021
+# %% ../nbs/00a_kinematics.ipynb #00a-023
 def _rows(x:Tensor)->np.ndarray:
     "(B,J,3) or (B,J,3,3) as an array of vectors, sharing memory"
     a = x.detach().numpy()
@@ -259,7 +280,7 @@ def _numba_backward(gP:Tensor, gG:Tensor, R:Tensor, o:Tensor, G:Tensor, parents)
     in_threads(part, len(go), 4096//size)
     return gR, (go.sum(0, keepdim=True) if len(o)==1 else go)
 
-# %% ../nbs/00a_kinematics.ipynb #00a-023
+# %% ../nbs/00a_kinematics.ipynb #00a-025
 BACKENDS = 'auto', 'torch', 'numba'
 _ASKED = dict(poses=0, found=None) # what this process has asked for so far, and whether kernels can be had
 
@@ -295,7 +316,7 @@ def _loads()->bool:
         _ASKED['found'] = False
         return False
 
-# %% ../nbs/00a_kinematics.ipynb #00a-025
+# %% ../nbs/00a_kinematics.ipynb #00a-027
 class _Chain(torch.autograd.Function):
     "Both walks as one step of autograd: R (B,J,3,3), o (1,J,3) or (B,J,3)"
     @staticmethod
@@ -335,7 +356,7 @@ def _grad_graph(R:Tensor, o:Tensor, gP:Tensor, gG:Tensor, ctx)->list[Tensor|None
     found = iter(grads)
     return [next(found) if need else None for need in ctx.needs_input_grad[:2]]
 
-# %% ../nbs/00a_kinematics.ipynb #00a-026
+# %% ../nbs/00a_kinematics.ipynb #00a-028
 def kinematic_chain(
     rotations:Tensor, # Local rotations, or any 3x3 matrices, (..., J, 3, 3)
     offsets:Tensor, # Rest offsets from the parent, (J, 3) or (..., J, 3), any unit
@@ -358,6 +379,6 @@ def _run(R:Tensor, o:Tensor, parents:tuple[int, ...], backend:str)->tuple[Tensor
     if torch.is_grad_enabled() and (R.requires_grad or o.requires_grad):
         if not torch.is_autocast_enabled(device): return _Chain.apply(R, o, parents, fast)
         with torch.autocast(device, enabled=False): return _Chain.apply(R, o, parents, fast)
-    if fast: return _numba_forward(R, o, parents)
-    if not torch.is_autocast_enabled(device): return _torch_forward(R, o, parents)
-    with torch.autocast(device, enabled=False): return _torch_forward(R, o, parents)
+    work = _numba_forward if fast else _few_forward if len(R)<=_FEW else _torch_forward
+    if fast or not torch.is_autocast_enabled(device): return work(R, o, parents)
+    with torch.autocast(device, enabled=False): return work(R, o, parents)
