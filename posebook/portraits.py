@@ -7,7 +7,7 @@ __all__ = ['as_body', 'stand_bodies', 'portrait_camera', 'frame_bodies', 'contac
            'PortraitFigure', 'plot_bodies', 'before_ghost', 'merge_meshes', 'plot_body_strip', 'fade']
 
 # %% ../nbs/00ec_portraits.ipynb #00ec-003
-import base64, io
+import base64
 from functools import lru_cache
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from .body import Body
 from .camera import Camera
 from .raster import CLAY, face_normals, over, render
-from .sketch import GHOST, INK, PAPER, PoseFigure, figure_image, view_axes
+from .sketch import GHOST, INK, PAPER, PoseFigure, figure_png, view_axes
 
 # %% ../nbs/00ec_portraits.ipynb #00ec-006
 @lru_cache(4)
@@ -168,11 +168,9 @@ def on_shadow(
 # %% ../nbs/00ec_portraits.ipynb #00ec-017
 class PortraitFigure(PoseFigure):
     "A `PoseFigure` whose small PNG in a notebook keeps smooth shades"
+    palette = Image.Quantize.MEDIANCUT
     def _repr_mimebundle_(self, **kwargs):
-        out = io.BytesIO()
-        image = figure_image(self, 110).quantize(96, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        image.save(out, 'png', optimize=True)
-        return {'image/png': base64.b64encode(out.getvalue()).decode(), 'text/plain': repr(self)}
+        return {'image/png': base64.b64encode(figure_png(self, 110, 96)).decode(), 'text/plain': repr(self)}
     def _ipython_display_(self):
         from IPython.display import display      # only a notebook calls this; pyplot would make a larger PNG
         display(self._repr_mimebundle_(), raw=True)

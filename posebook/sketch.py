@@ -298,6 +298,7 @@ def points_per_unit(
 # %% ../nbs/00ea_sketch.ipynb #00ea-036
 class PoseFigure(Figure):
     "A figure outside pyplot that shows itself in a notebook"
+    palette = Image.Quantize.MAXCOVERAGE # How the colours of a small PNG are chosen: for flat shapes
     def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs)
     def _repr_mimebundle_(self, **kwargs):
         return {'image/png': base64.b64encode(figure_png(self, 110)).decode(), 'text/plain': repr(self)}
@@ -309,7 +310,7 @@ def figure_png(
 )->bytes: # The picture
     "A figure as a small PNG: few colours are enough for flat shapes"
     out = io.BytesIO()
-    image = figure_image(fig, dpi).quantize(colors, Image.Quantize.MAXCOVERAGE, dither=0)
+    image = figure_image(fig, dpi).quantize(colors, getattr(fig, 'palette', PoseFigure.palette), dither=0)
     image.save(out, 'png', optimize=True)
     return out.getvalue()
 
