@@ -16,11 +16,11 @@ from torch import Tensor
 from .gaussian import KINDS, GaussianPrior
 from .poses import PoseSet
 from .prior import PosePrior
+from .portraits import plot_bodies
 from .scoreboard import recording_ids, recordings
 from .scores import Scores, score_prior, score_table
 from .sketch import PoseFigure
-from .view import (animate, html_pre, html_report, plot_joint_distributions,
-                           plot_poses)
+from .view import animate, html_pre, html_report, plot_joint_distributions
 
 # %% ../nbs/09a_demo.ipynb #09a-006
 FRACTIONS = (.6,0,.4)
@@ -97,7 +97,8 @@ def rows_figure(
     "One row of poses for each title"
     n = max(map(len, rows.values()))
     titles = [name for name,poses in rows.items() for _ in poses]
-    return plot_poses(torch.cat(list(rows.values())), ncols=n, titles=titles)
+    colors = ['#b4c0cd' if t=='real' else None for t in titles]
+    return plot_bodies(torch.cat(list(rows.values())), ncols=n, titles=titles, colors=colors, height=1.6)
 
 def sample_figure(
     priors:dict[str,PosePrior], # Name to prior
