@@ -170,7 +170,7 @@ def is_body_file(
 )->bool: # Whether it looks like a body model
     "Tell a body model from a motion: by its suffix, or by the names of the arrays in an npz"
     path = Path(path)
-    if path.suffix in ('.pkl', '.pickle'): return True
+    if path.suffix in ('.pkl', '.pickle', '.safetensors'): return True
     if path.suffix!='.npz' or not zipfile.is_zipfile(path): return False
     with zipfile.ZipFile(path) as z: return {'v_template.npy', 'f.npy'} <= set(z.namelist())
 
@@ -426,12 +426,12 @@ def write_body(
     path:str|Path, # The npz file; for layout 'smplx' also a folder, where smplx.create finds it
     layout:str='posebook', # See `body_arrays`
 )->Path: # The file that was written
-    "Write a body model as a compressed npz without pickles"
+    "Write a body model as an npz without pickles; compressed, where there are no pose correctives, which hardly compress"
     path = Path(path)
     if not path.suffix and layout!='posebook': path = path/layout/f'{layout.upper()}_NEUTRAL.npz'
     if path.suffix!='.npz': raise BodyError(path, 'the suffix', '.npz', repr(path.suffix))
     arrays = body_arrays(data, layout, path)
-    with whole_file(path) as part: np.savez_compressed(part, **arrays)
+    with whole_file(path) as part: (np.savez if data.correctives.size else np.savez_compressed)(part, **arrays)
     return path
 
 def convert_body(
@@ -440,7 +440,7 @@ def convert_body(
     layout:str='', # 'posebook', 'smplx', 'smplh' or 'smpl'; without it that of the source, for its own package
 )->BodyData: # What was written
     "Turn a legacy pickle into an npz that needs no trust"
-    if Path(target).suffix!='.npz': raise BodyError(target, 'the file to write', 'a name that ends in .npz', repr(Path(target).name))
+    if Path(target).suffix!='.npz' and not layout: raise BodyError(target, 'the file to write', 'a name that ends in .npz', repr(Path(target).name))
     data = read_body(source)
     write_body(data, target, layout or 'posebook')
     return data

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'COMMANDS', 'RUNS', 'GROUPS', 'add_arguments', 'say', 'write_text', 'load_poses', 'report_skipped', 'data',
-           'convert', 'convert_many', 'convert_one', 'fit', 'validate', 'test', 'predict', 'evaluate', 'compare',
-           'debug', 'sample', 'view', 'demo', 'parse', 'parse_run', 'usage', 'run_group', 'unknown', 'run',
+           'convert', 'convert_model', 'convert_many', 'convert_one', 'fit', 'validate', 'test', 'predict', 'evaluate',
+           'compare', 'debug', 'sample', 'view', 'demo', 'parse', 'parse_run', 'usage', 'run_group', 'unknown', 'run',
            'UsageError', 'main', 'fail', 'one_line']
 
 # %% ../nbs/10_cli.ipynb #10-003
@@ -84,15 +84,18 @@ def data(
 
 # %% ../nbs/10_cli.ipynb #10-016
 def convert(
-    source:list[str], # Motion files or folders (.bvh, .amc, .npz, .txt, .smpl)
-    output:str='', # File to write (.npz, .bvh, .smpl), or a folder for a pose set
+    source:list[str], # Motion files or folders (.bvh, .amc, .npz, .txt, .smpl), or one body model (.pkl, .npz, .safetensors)
+    output:str='', # File to write (.npz, .bvh, .smpl), or a folder for a pose set; after a body model it needs no --output
     fps:float=0., # Resample to this rate; 0 keeps the rate (30 for a pose set)
     mode:str='limb', # How to retarget: limb, bone, or none to keep the skeleton of the file
     calibrate:bool=False, # Remove the constant knee and head bias of the performer
     middle:float=1., # Share of each sequence that is kept in a pose set
     mirror:bool=False, # Add mirrored copies to a pose set
+    layout:str='', # Of a body model: posebook, smplx, smplh or smpl, for the package of that name
 ):
-    "Convert motion to SMPL-X, in one file or as a pose set"
+    "Convert motion to SMPL-X, in one file or as a pose set; or a body model to npz"
+    from posebook.body_files import is_body_file
+    if is_body_file(source[0]): return convert_model(source, output, layout)
     if not output: raise ValueError('convert needs --output: a file (.npz, .bvh, .smpl) or a folder')
     if not Path(output).suffix:
         return convert_many(source, output, fps=fps or 30., middle=middle, mirror=mirror,
@@ -100,6 +103,21 @@ def convert(
     if len(source)>1 or Path(source[0]).is_dir():
         raise ValueError(f'{output} is one file, and {", ".join(source)} may be many: name a folder')
     convert_one(source[0], output, fps, mode, calibrate)
+
+def convert_model(
+    source:list[str], # A body model, and the file to write if `output` is empty
+    output:str, # The npz file to write
+    layout:str, # Layout of the file; '' keeps that of the source
+):
+    "Read a body model without running what a pickle may hold, check it, write it as npz"
+    from posebook.body_files import convert_body
+    names = source+[output] if output else source
+    if len(names)!=2: raise ValueError(f'{source[0]} is a body model, so one file to write is expected, found {len(names)-1}: '
+                                       'posebook convert model.pkl model.npz')
+    body = convert_body(*names, layout)
+    for note in body.notes: say(note)
+    print(f'{names[1]}: {body.kind}, {len(body.template)} vertices, {len(body.faces)} faces, {len(body.parents)} joints, '
+          f'{body.shapes.shape[2]} shapes, {body.expressions.shape[2]} expressions')
 
 def convert_many(
     source:list[str], # Motion files or folders

@@ -152,13 +152,13 @@ def pose_skeleton(
     joints:Tensor, # Joints at rest, (J, 3) or (B, J, 3)
     parents:tuple[int, ...], # The tree
     log_scales:Tensor|None=None, # Logarithm of each joint's scale, (B or 1, J, 3)
-    joint_translations:Tensor|None=None, # Added to each joint's offset, (B or 1, J, 3)
+    joint_translations:Tensor|None=None, # Added to each joint's offset but the root's, (B or 1, J, 3)
     propagate:bool=True, # What hangs on a scaled joint is scaled with it
     backend:str='auto', # 'torch', 'numba', or 'auto' to take what fits
 )->tuple[Tensor, Tensor]: # Joints (B, J, 3) and global matrices (B, J, 3, 3)
     "Where the joints of a body are, and the matrix that turns (and scales) what hangs on each"
     o = joint_offsets(joints, parents)
-    if joint_translations is not None: o = o+joint_translations
+    if joint_translations is not None: o = o+joint_translations*_parent_rows(parents, o.device)[1]
     if log_scales is not None: rotations = scaled_rotations(rotations, log_scales, parents, propagate)
     return kinematic_chain(rotations, o, parents, backend)
 
