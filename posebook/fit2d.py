@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['BODY', 'HEIGHT', 'LIMBS', 'RELAXED', 'RECIPES', 'PRESETS', 'CALM', 'picture_cameras', 'seen_joints', 'Keypoints2D',
            'weights_of', 'pixels_per_metre', 'relaxed_pose', 'Proposals', 'turntable', 'propose', 'made_up_keypoints',
-           'recipe', 'Fit2D', 'fit_keypoints', 'cheapest_path', 'draw_body', 'plot_fits']
+           'recipe', 'Fit2D', 'fit_keypoints', 'cheapest_path', 'draw_body', 'render_fits', 'plot_fits']
 
 # %% ../nbs/05c_fit2d.ipynb #05c-003
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
@@ -20,7 +20,8 @@ from .coordinates import PriorError
 from .fitting import Bones, Ordinary, Plausible, Smooth, Stage, Term, fit_poses, pull, windows
 from .keypoints import Keypoints, TRUST, detector_joints, draw_keypoints, picture_axes
 from .prior import PosePrior
-from .rotations import axis_angle_distance, axis_angle_to_matrix, matrix_to_axis_angle
+from .raster import render
+from .rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from .sketch import COLORS, PAPER, PoseFigure, hulls, sketch
 from .skeleton import Skeleton, get_skeleton
 from .take import Motion
@@ -189,7 +190,7 @@ def made_up_keypoints(
     return k, poses, joints
 
 # %% ../nbs/05c_fit2d.ipynb #05c-019
-RECIPES = dict(GaussianPrior=(.3,1.), JointFlowPrior=(.05,.4), GlobalFlowPrior=(.05,.4), PoseNDF=(20.,1.))
+RECIPES = dict(GaussianPrior=(.3,1.), JointFlowPrior=(.03,.6), GlobalFlowPrior=(.03,.4), PoseNDF=(20.,1.))
 
 def recipe(
     prior:PosePrior, # Any
@@ -248,12 +249,13 @@ def fit_keypoints(
     robust:float=5., # Spreads beyond which a keypoint is given up
     smooth:float|None=None, # Spread of accelerations, metres: rows are frames of one person; None: rows are independent
     shape_spread:float=1., # Of shape components, for a model that has them
+    pace:float=1., # Factor on the number of steps
     seed:int=0, # Of the draw
 )->Fit2D: # Of the same people
     "Fit bodies to keypoints"
     _check_people(keypoints, preset)
     model,camera = model or Bones(BODY),camera or picture_cameras(keypoints)
-    f = _Job(keypoints, prior, camera, model, *_weights(prior, weight), spread, robust, shape_spread, preset,
+    f = _Job(keypoints, prior, camera, model, *_weights(prior, weight), spread, robust, shape_spread, preset, pace,
              torch.Generator().manual_seed(seed))
     begin = f.begin(hypotheses, proposals)
     poses,t = f.choose(begin, smooth)
@@ -286,6 +288,7 @@ class _Job:
     robust:float
     shape_spread:float
     preset:str
+    pace:float
     generator:torch.Generator
 
     def __post_init__(self):
@@ -313,7 +316,7 @@ class _Job:
     def run(self, poses, t, terms, stages, prior=None, fixed=None, shape=None):
         "Fit with this job's model; hands, jaw and eyes stay where nothing sees them"
         fixed = self.fixed if fixed is None else fixed
-        stages = tuple(Stage(s.steps, s.lr*self.rate, s.weights, s.fall) for s in stages)
+        stages = tuple(Stage(max(1, round(s.steps*self.pace)), s.lr*self.rate, s.weights, s.fall) for s in stages)
         return fit_poses(poses, terms, prior, stages, self.model, t, shape, fixed, generator=self.generator)
 
 # %% ../nbs/05c_fit2d.ipynb #05c-023
@@ -393,6 +396,32 @@ def draw_body(
     shapes = hulls(uv[parts], (sk.radii*camera.fy.item()/z)[parts])
     ax.add_collection(PolyCollection(shapes, facecolors=color, edgecolors=PAPER, linewidths=.3, alpha=alpha, zorder=2))
 
+def render_fits(
+    fit:Fit2D, # With a model that has skin
+    rows:list[int], # Whom to show
+    box, # x, y, width and height of what is shown, pixels
+    scale:float, # Pixels of the result for one of the picture
+)->np.ndarray: # Red, green, blue, alpha from 0 to 1, (H, W, 4)
+    "Shaded bodies as the camera sees them, the nearest on top"
+    w,h = (max(1, round(v*scale)) for v in box[2:])
+    out = np.zeros((h,w,4), np.float32)
+    for i in sorted(rows, key=lambda i: fit.translation[i,2].item()):
+        cam = (fit.camera[i] if fit.camera.shape else fit.camera).view(box, w, h)
+        shape = None if fit.shape is None else fit.shape[i]
+        with torch.no_grad(): v = fit.model(fit.poses[i], shape=shape, translation=fit.translation[i]).vertices
+        image = render(v, fit.model.faces, cam).numpy()
+        a = image[...,3:]
+        out = np.concatenate([a*image[...,:3]+(1-a)*out[...,:3], a+(1-a)*out[...,3:]], -1)
+    return out
+
+def _window(size, boxes, zoom):
+    "x, y, width and height of what a panel shows: the picture, or the people with a margin, four wide to five high"
+    if not zoom: return 0., 0., *size
+    low,high = boxes[:,:2].amin(0),(boxes[:,:2]+boxes[:,2:]).amax(0)
+    mid,half = ((low+high)/2).tolist(),((high-low)/2).tolist()
+    half = 1.25*max(half[1], half[0]*1.25)
+    return mid[0]-.8*half, mid[1]-half, 1.6*half, 2*half
+
 def plot_fits(
     fit:Fit2D, # What to show; one panel a picture
     images:dict|None=None, # Picture name to a PIL image, an array or a path
@@ -400,30 +429,27 @@ def plot_fits(
     width:float=7., # Of the figure, inches
     zoom:bool=False, # Whether panels show only the people
 )->PoseFigure: # The figure
-    "Fitted bodies under their keypoints"
+    "Fitted bodies, shaded where the model has skin, under their keypoints"
     names = list(dict.fromkeys(fit.keypoints.images))
     columns = min(columns, len(names))
     rows = math.ceil(len(names)/columns)
-    w,h = fit.camera.width,fit.camera.height
-    fig = PoseFigure(figsize=(width, width/columns*(1.25 if zoom else h/w)*rows))
+    fig = PoseFigure(figsize=(width, width/columns*(1.25 if zoom else fit.camera.height/fit.camera.width)*rows))
     for i,name in enumerate(names):
         r,c = divmod(i, columns)
         ids = [j for j,n in enumerate(fit.keypoints.images) if n==name]
-        size = 2*(fit.camera.center if fit.camera.center.ndim==1 else fit.camera.center[ids[0]])
-        ax = picture_axes(fig, [(c+.02)/columns,1-(r+.98)/rows,.96/columns,.96/rows], *size.tolist(), (images or {}).get(name))
-        for j in ids: draw_body(ax, fit.joints[j], fit.camera[j] if fit.camera.shape else fit.camera, fit.model.skeleton)
+        cams = fit.camera if fit.camera.shape else fit.camera.replaced(center=fit.camera.center.expand(len(fit.poses), 2))
+        size = (2*cams[ids[0]].center).tolist()
+        ax = picture_axes(fig, [(c+.02)/columns,1-(r+.98)/rows,.96/columns,.96/rows], *size, (images or {}).get(name))
+        x,y,w,h = _window(size, fit.keypoints[ids].boxes(), zoom)
+        if callable(fit.model):
+            ax.imshow(render_fits(fit, ids, (x,y,w,h), 120*width/columns/w), extent=(x,x+w,y+h,y), zorder=2)
+        else:
+            for j in ids: draw_body(ax, fit.joints[j], cams[j], fit.model.skeleton)
         draw_keypoints(ax, fit.keypoints[ids], size=.8)
-        if zoom: _zoom(ax, fit.keypoints[ids].boxes())
+        ax.set(xlim=(x,x+w), ylim=(y+h,y))
     return fig
 
-def _zoom(ax, boxes):
-    "Show the boxes with a margin, four wide to five high"
-    low,high = boxes[:,:2].amin(0),(boxes[:,:2]+boxes[:,2:]).amax(0)
-    mid,half = ((low+high)/2).tolist(),((high-low)/2).tolist()
-    half = 1.25*max(half[1], half[0]*1.25)
-    ax.set(xlim=(mid[0]-half*.8,mid[0]+half*.8), ylim=(mid[1]+half,mid[1]-half))
-
-# %% ../nbs/05c_fit2d.ipynb #05c-030
+# %% ../nbs/05c_fit2d.ipynb #05c-031
 @patch
 def save(self:Fit2D,
     path, # An npz file for frames of one person, or a folder for one file a person

@@ -242,7 +242,8 @@ def _coco_images(data, path):
     table = data.get('images', []) if isinstance(data, dict) else []
     if not isinstance(table, list) or not all(isinstance(i, dict) and 'id' in i for i in table):
         raise KeypointError(path, 'images', 'a list of objects with an id', type(table).__name__)
-    return {i['id']: (str(i.get('file_name', i['id'])), (i['width'],i['height']) if 'width' in i and 'height' in i else None) for i in table}
+    size = lambda i: (i['width'],i['height']) if 'width' in i and 'height' in i else None
+    return {i['id']: (str(i.get('file_name', i['id'])), size(i)) for i in table}
 
 def read_coco(
     path:str|Path, # Annotations (an object) or results (a list)
@@ -326,7 +327,7 @@ def plot_keypoints(
     return fig
 
 # %% ../nbs/05b_keypoints.ipynb #05b-027
-SEEN = dict(hips=.62, trunk=1.4) # Between the hips, and from hips to neck, in shoulder widths
+SEEN = dict(hips=.7, trunk=1.5) # Between the hips, and from hips to neck, in shoulder widths
 TRUST = dict(left_hip=.5, right_hip=.5, mid_hip=.5, neck=.7, left_eye=.7, right_eye=.7, left_ear=.5, right_ear=.5)
 
 def hip_shift(
