@@ -69,10 +69,9 @@ def _tables(
     n = rows[3]
     step = 2**(n.clamp(min=8).float().log2().floor().long()-3)
     width = -(-n//step)*step                     # exact up to 15, then at most an eighth too long
-    order = width.argsort(stable=True)
-    kinds,counts = width[order].unique_consecutive(return_counts=True)
-    for w,ids in zip(kinds.tolist(), order.split(counts.tolist())):
-        for part in ids.split(max(1, most//w)): yield *(r[part] for r in rows[:3]),w
+    for w in width.bincount().nonzero()[:,0].tolist():
+        for part in (width==w).nonzero()[:,0].split(max(1, most//w)):
+            yield *(r.index_select(0, part) for r in rows[:3]),w
 
 # %% ../nbs/00db_silhouette.ipynb #00db-012
 def _pairs(
@@ -125,10 +124,13 @@ class _Torch:
     def tables(self, weights:bool):
         "Corners, columns of pixels, distances and weights of all pairs"
         for t,y,first,w in _tables(self.rows, 2**23 if self.xy.is_cuda else 2**15):
-            ids = self.tri.corners[t].T                        # (3,R)
+            ids = self.tri.corners[t].T.contiguous()           # (3,R)
             start = (self.tri.image[t]*self.H+y)*self.stride+first
             pixel = start+torch.arange(w, device=start.device)[:,None]
-            yield ids,y,first,pixel,*_pairs(self.xy[ids].mT, y, first, w, self.radius, weights)
+            yield ids,y,first,pixel,*_pairs(self.at(ids), y, first, w, self.radius, weights)
+    def at(self, ids:Tensor)->Tensor:
+        "Places of points (3,R), as (3,2,R)"
+        return torch.stack([x.index_select(0, ids.flatten()).view_as(ids) for x in self.xy.unbind(1)], 1)
     def alpha(self, keep:bool)->tuple[Tensor, Tensor]:
         "Coverage and what it leaves, (B,H,W)"
         total = self.xy.new_zeros(self.n*self.H*self.stride)
@@ -145,9 +147,9 @@ class _Torch:
         g = F.pad(g*(-2*self.scale), (0, self.stride-self.W)).flatten()
         out = torch.zeros_like(self.xy)
         for ids,y,first,pixel,x,w0,w1 in self.kept if self.kept is not None else self._again():
-            f = torch.sigmoid(x).mul_(g[pixel]).mul_(x.sign())
+            f = torch.sigmoid(x).mul_(g.index_select(0, pixel.flatten()).view_as(x)).mul_(x.sign())
             j = torch.arange(len(x), device=x.device, dtype=x.dtype)[:,None]
-            a = self.xy[ids].mT-torch.stack([first, y]).add(.5).to(x)      # (3,2,R)
+            a = self.at(ids)-torch.stack([first, y]).add(.5).to(x)      # (3,2,R)
             for c in range(2):
                 b,d = a[:,c]-a[2,c],(-a[2,c] if c else j-a[2,c])
                 fr = torch.addcmul(torch.addcmul(d, w0, -b[0]), w1, -b[1]).mul_(f)
