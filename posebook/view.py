@@ -173,7 +173,7 @@ def plot_poses(
         if axes: ruler(ax, view, i+ncols >= n, i%ncols==0, unit)
     return fig
 
-# %% ../nbs/00f_view.ipynb #00f-027
+# %% ../nbs/00f_view.ipynb #00f-030
 def plot_strip(
     motion, # A motion, or poses (T,J,3) or positions in order of time
     n:int=8, # Figures
@@ -199,7 +199,7 @@ def plot_strip(
     if title: ax.set_title(title, fontsize=9, color=INK)
     return fig
 
-# %% ../nbs/00f_view.ipynb #00f-031
+# %% ../nbs/00f_view.ipynb #00f-034
 def plot_compare(
     source, # Poses (J,3) or (N,J,3), positions or a motion; drawn as a grey ghost
     target, # As many; drawn in the colours of the sides
@@ -239,7 +239,7 @@ def _legend(
     fig.legend([grey, (right, left)], names, ncols=2, loc='upper center', handler_map=both,
                frameon=False, fontsize=8, labelcolor=INK)
 
-# %% ../nbs/00f_view.ipynb #00f-035
+# %% ../nbs/00f_view.ipynb #00f-038
 _SETS = [('#009e73','-'), ('#cc5f9e','--'), ('#a0740a','-.'), ('#3b8fc2',':')]
 
 def plot_joint_distributions(
@@ -270,7 +270,7 @@ def plot_joint_distributions(
                    frameon=False, fontsize=8, labelcolor=INK, borderaxespad=.1)
     return fig
 
-# %% ../nbs/00f_view.ipynb #00f-036
+# %% ../nbs/00f_view.ipynb #00f-039
 def _degrees(
     poses:Tensor, # Axis-angle, (N,J,3) radians
     s:Skeleton, # Their layout
@@ -310,7 +310,7 @@ def _histogram(
     ax.tick_params(length=2, width=.6, labelsize=6.5, color=GHOST, labelcolor=INK)
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, steps=[1,1.5,2,3,4.5,5,9,10]))
 
-# %% ../nbs/00f_view.ipynb #00f-041
+# %% ../nbs/00f_view.ipynb #00f-044
 def save_figure(
     fig:Figure|Axes, # A figure of this chapter or of pyplot
     path:str|Path, # File to write: .png, .svg, .pdf, .jpg or .webp
@@ -324,7 +324,7 @@ def save_figure(
         fig.savefig(part, dpi=dpi, metadata=meta, facecolor=fig.get_facecolor())
     return Path(path)
 
-# %% ../nbs/00f_view.ipynb #00f-044
+# %% ../nbs/00f_view.ipynb #00f-047
 def animate(
     motion, # A motion, poses (T,J,3), positions, or a dict from names to them
     path:str|Path|None=None, # File to write: .html, .gif or .mp4; None: a player for the notebook
@@ -364,7 +364,7 @@ def _sketches(
     both = {n:as_positions(m, skeleton, positions) for n,m in named.items()}
     return {n:sketch(p[::k], s) for n,(p,s) in both.items()},rate/k
 
-# %% ../nbs/00f_view.ipynb #00f-046
+# %% ../nbs/00f_view.ipynb #00f-049
 def _frames(
     sks:dict[str,Sketch], # Name to sketch
     view, # See `view_axes`
@@ -404,7 +404,7 @@ def _floor(
         lines.append(ends@R.T)
     ax.add_collection(LineCollection(np.concatenate(lines), colors='#e3e7ec', linewidths=.8, zorder=.5))
 
-# %% ../nbs/00f_view.ipynb #00f-048
+# %% ../nbs/00f_view.ipynb #00f-051
 def _write_gif(
     path:Path, # File
     frames:Iterator[Image.Image], # Pictures of one size
