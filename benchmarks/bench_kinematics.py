@@ -2,8 +2,8 @@
 
     python benchmarks/bench_kinematics.py [--batches 1 10 100 1000] [--threads 2] [--dtype float32]
 
-Prints milliseconds a call, medians of interleaved repeats, forward and forward + backward, for the compiled
-walk (extra [fast]) and for the one in plain torch.
+Prints milliseconds of CPU time a call, medians of blocks of calls taken in turns, forward and forward + backward,
+for the compiled walk (extra [fast]) and for the one in plain torch.
 """
 import argparse, statistics, time
 import torch
@@ -42,16 +42,16 @@ def forward_backward(f, R):
     R = R.detach().requires_grad_()
     f(R)[0].sum().backward()
 
-def milliseconds(run, f, R):
-    "Wall time of one call"
-    start = time.perf_counter()
+def milliseconds(run, f, R, calls):
+    "CPU time of one call, mean of a few in a row"
     run(f, R)
-    return 1e3*(time.perf_counter()-start)
+    start = time.process_time()
+    for _ in range(calls): run(f, R)
+    return 1e3*(time.process_time()-start)/calls
 
 def compare(run, R, repeats, sides):
     "Median milliseconds of each side, taken in turns"
-    for f in sides: run(f, R)
-    times = [[milliseconds(run, f, R) for f in sides] for _ in range(repeats)]
+    times = [[milliseconds(run, f, R, max(2, 50//len(R))) for f in sides] for _ in range(repeats)]
     return [statistics.median(t) for t in zip(*times)]
 
 def main():
@@ -62,12 +62,12 @@ def main():
     p.add_argument('--dtype', default='float32', choices=['float32', 'float64'])
     a = p.parse_args()
     torch.set_num_threads(a.threads)
-    print(f'{a.dtype}, {a.threads} threads; milliseconds a call')
+    print(f'{a.dtype}, {a.threads} threads; milliseconds of CPU time a call')
     sides = ([fast] if has_numba() else [])+[plain, smplx_loop]
     print(f'{"batch":>8} {"":18} '+' '.join(f'{f.__name__:>10}' for f in sides)+'   smplx over each')
     for batch in a.batches:
         R = inputs(batch, getattr(torch, a.dtype))
-        repeats = max(3, min(200, 20_000//batch))
+        repeats = max(3, min(30, 5_000//batch))
         for name, run in (('forward', forward), ('forward + backward', forward_backward)):
             times = compare(run, R, repeats, sides)
             row = ' '.join(f'{t:10.3f}' for t in times)+'  '+' '.join(f'{times[-1]/t:6.1f}x' for t in times[:-1])

@@ -440,7 +440,8 @@ def convert_body(
     layout:str='', # 'posebook', 'smplx', 'smplh' or 'smpl'; without it that of the source, for its own package
 )->BodyData: # What was written
     "Turn a legacy pickle into an npz that needs no trust"
-    if Path(target).suffix!='.npz' and not layout: raise BodyError(target, 'the file to write', 'a name that ends in .npz', repr(Path(target).name))
+    if Path(target).suffix!='.npz' and not layout: raise BodyError(
+        target, 'the file to write', 'a name that ends in .npz', repr(Path(target).name))
     data = read_body(source)
     write_body(data, target, layout or 'posebook')
     return data

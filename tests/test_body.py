@@ -55,7 +55,8 @@ def smplx_call(m, kind, p, betas, expression=None, transl=None):
     out = m(**x)
     return out.vertices, out.joints[:, :p.shape[1]]
 
-CASES = [('smplx', '.npz', 20), ('smplx', '.pkl', 20), ('smplx', '.npz', 400), ('smplh', '.pkl', 10), ('smplh', '.npz', 16), ('smpl', '.pkl', 10)]
+CASES = [('smplx', '.npz', 20), ('smplx', '.pkl', 20), ('smplx', '.npz', 400),
+    ('smplh', '.pkl', 10), ('smplh', '.npz', 16), ('smpl', '.pkl', 10)]
 
 @pytest.mark.parametrize('kind,suffix,S', CASES)
 @pytest.mark.parametrize('mean', [False, True])
@@ -77,7 +78,8 @@ def test_equals_smplx(kind, suffix, S, mean, tmp_path, small_ids):
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_gradients_equal_smplx(backend, tmp_path, small_ids):
     path = write(official('smplx'), tmp_path/'smplx_model.npz')
-    m, body, g = peer(path, 'smplx', 2, use_pca=False, flat_hand_mean=True), Body.load(path, backend=backend), torch.Generator().manual_seed(2)
+    m, body = peer(path, 'smplx', 2, use_pca=False, flat_hand_mean=True), Body.load(path, backend=backend)
+    g = torch.Generator().manual_seed(2)
     inputs = [torch.randn(*n, generator=g).requires_grad_() for n in ((2, 55, 3), (2, 10), (2, 10), (2, 3))]
     loss = lambda out: (out[0]**2).mean()+out[1].sin().mean()
     ours = torch.autograd.grad(loss(body(*inputs)), inputs)
@@ -108,9 +110,12 @@ def test_shapes_without_poses_of_their_own():
     assert body(torch.zeros(0, 24, 3), b[:0]).vertices.shape == (0, 50, 3)
     assert body(axis_angle_to_matrix(p)[None], b[:1]).joints.shape == (1, 24, 3)
 
-@pytest.mark.parametrize('x,words', [(dict(poses=torch.zeros(2, 21, 3)), 'poses of shape'), (dict(poses=torch.zeros(2, 72)), 'poses of shape'),
-    (dict(poses=torch.zeros(2, 24, 3), shape=torch.zeros(2, 11)), 'shape of shape'), (dict(poses=torch.zeros(2, 24, 3), translation=torch.zeros(2)),
-    'translation of shape'), (dict(poses=torch.zeros(2, 24, 3), log_scales=torch.zeros(24, 1)), 'log_scales of shape')])
+WRONG = [(dict(poses=torch.zeros(2, 21, 3)), 'poses of shape'), (dict(poses=torch.zeros(2, 72)), 'poses of shape'),
+    (dict(poses=torch.zeros(2, 24, 3), shape=torch.zeros(2, 11)), 'shape of shape'),
+    (dict(poses=torch.zeros(2, 24, 3), translation=torch.zeros(2)), 'translation of shape'),
+    (dict(poses=torch.zeros(2, 24, 3), log_scales=torch.zeros(24, 1)), 'log_scales of shape')]
+
+@pytest.mark.parametrize('x,words', WRONG)
 def test_wrong_inputs(x, words):
     body = Body(body_data(official('smpl', 10, V=30)))
     for f in (body, body.joints):

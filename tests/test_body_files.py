@@ -27,13 +27,20 @@ class Call:
     def __init__(self, f, *args): self.f, self.args = f, args
     def __reduce__(self): return self.f, self.args
 
-ATTACKS = {'posix.system': lambda mark: Call(os.system, f'touch {mark}'), 'builtins.eval': lambda mark: Call(eval, f'open({str(mark)!r}, "w")'),
-    'builtins.exec': lambda mark: Call(exec, f'open({str(mark)!r}, "w")'), 'builtins.getattr': lambda mark: Call(getattr, 'x', 'upper'),
-    'builtins.open': lambda mark: Call(open, str(mark), 'w'), 'builtins.__import__': lambda mark: Call(__import__, 'os'),
-    'operator.attrgetter': lambda mark: Call(operator.attrgetter, 'system'), 'subprocess.Popen': lambda mark: Call(subprocess.Popen, ['touch', str(mark)]),
-    'builtins.map': lambda mark: Call(map, os.system, [f'touch {mark}']), 'functools.partial': lambda mark: Call(functools.partial, os.system),
-    'numpy.load': lambda mark: Call(np.load, str(mark)), 'numpy.save': lambda mark: Call(np.save, str(mark), 1),
-    'numpy.fromfile': lambda mark: Call(np.fromfile, str(mark)), 'pathlib': lambda mark: Call(Path, str(mark)),
+ATTACKS = {'posix.system': lambda mark: Call(os.system, f'touch {mark}'),
+    'builtins.eval': lambda mark: Call(eval, f'open({str(mark)!r}, "w")'),
+    'builtins.exec': lambda mark: Call(exec, f'open({str(mark)!r}, "w")'),
+    'builtins.getattr': lambda mark: Call(getattr, 'x', 'upper'),
+    'builtins.open': lambda mark: Call(open, str(mark), 'w'),
+    'builtins.__import__': lambda mark: Call(__import__, 'os'),
+    'operator.attrgetter': lambda mark: Call(operator.attrgetter, 'system'),
+    'subprocess.Popen': lambda mark: Call(subprocess.Popen, ['touch', str(mark)]),
+    'builtins.map': lambda mark: Call(map, os.system, [f'touch {mark}']),
+    'functools.partial': lambda mark: Call(functools.partial, os.system),
+    'numpy.load': lambda mark: Call(np.load, str(mark)),
+    'numpy.save': lambda mark: Call(np.save, str(mark), 1),
+    'numpy.fromfile': lambda mark: Call(np.fromfile, str(mark)),
+    'pathlib': lambda mark: Call(Path, str(mark)),
     'posebook.body_files.convert_body': lambda mark: Call(convert_body, 'a', 'b'),
     'builtins.type': lambda mark: Call(type, 'A', (), {})}
 
@@ -48,11 +55,20 @@ def test_attacks_are_refused_by_name(name, protocol, tmp_path):
         assert words in str(e.value).replace('copy_reg', 'copyreg') and str(path) in str(e.value)
     assert not mark.exists()
 
-RAW = {'stack global': b'\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.', 'global': b'cposix\nsystem\n(Vtrue\ntR.',
-    'inst': b'(Vtrue\niposix\nsystem\n.', 'obj': b'(cposix\nsystem\nVtrue\no.', 'dotted': b'\x80\x04\x8c\x05numpy\x8c\x0cndarray.size\x93.',
-    'through numpy': b'\x80\x04\x8c\x05numpy\x8c\tos.system\x93\x8c\x04true\x85R.', 'extension': b'\x82\x01.',
-    'persistent': b'Pabc\n.', 'build on a class': b'cnumpy\nndarray\n}(S"__class__"\nI1\nsb.', 'empty': b'', 'cut': pickle.dumps(model())[:300],
-    'text': b'hello', 'slot state': b'cnumpy\ndtype\n(N}(S"x"\nI1\nstb.', 'builtin as chumpy': b'cchumpy.ch\n__class__\n(tR.'}
+RAW = {'stack global': b'\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.',
+    'global': b'cposix\nsystem\n(Vtrue\ntR.',
+    'inst': b'(Vtrue\niposix\nsystem\n.',
+    'obj': b'(cposix\nsystem\nVtrue\no.',
+    'dotted': b'\x80\x04\x8c\x05numpy\x8c\x0cndarray.size\x93.',
+    'through numpy': b'\x80\x04\x8c\x05numpy\x8c\tos.system\x93\x8c\x04true\x85R.',
+    'extension': b'\x82\x01.',
+    'persistent': b'Pabc\n.',
+    'build on a class': b'cnumpy\nndarray\n}(S"__class__"\nI1\nsb.',
+    'empty': b'',
+    'cut': pickle.dumps(model())[:300],
+    'text': b'hello',
+    'slot state': b'cnumpy\ndtype\n(N}(S"x"\nI1\nstb.',
+    'builtin as chumpy': b'cchumpy.ch\n__class__\n(tR.'}
 
 @pytest.mark.parametrize('name', RAW)
 def test_raw_opcodes(name, tmp_path):
@@ -101,7 +117,8 @@ def test_sparse_regressors(form, protocol, tmp_path):
 @functools.lru_cache
 def old_class(name, module):
     "A class of a package that is not installed"
-    return type(name, (), {'__module__': module, '__reduce_ex__': lambda self, p: (copyreg._reconstructor, (type(self), object, None), self.state)})
+    reduce = lambda self, p: (copyreg._reconstructor, (type(self), object, None), self.state)
+    return type(name, (), {'__module__': module, '__reduce_ex__': reduce})
 
 def chumpy(name, module='chumpy.ch', **state):
     "An object of such a class"
@@ -140,8 +157,9 @@ def test_chumpy(protocol, tmp_path):
 def test_pickles_of_python_2(tmp_path):
     "Text that is bytes, and the old names of modules"
     a = np.arange(6.).reshape(2, 3)
-    data = b"(dp0\nS'v'\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\nI3\ntcnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\n"
-    data += b'U0'[:0]+b"S'"+a.tobytes().decode('latin1').encode('unicode_escape').replace(b"'", b"\\'")+b"'\ntbs."
+    data = b"(dp0\nS'v'\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\nI3\ntcnumpy\ndtype\n"
+    data += b"(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'"
+    data += a.tobytes().decode('latin1').encode('unicode_escape').replace(b"'", b"\\'")+b"'\ntbs."
     (tmp_path/'a.pkl').write_bytes(data)
     assert np.array_equal(read_pickle(tmp_path/'a.pkl')['v'], a)
 
@@ -149,14 +167,26 @@ def test_pickles_of_python_2(tmp_path):
 
 def without(key): return {k: v for k, v in model().items() if k != key}
 
-BAD = [(without('v_template'), 'v_template'), (without('f'), "'f'"), (without('weights'), "'weights'"), (without('kintree_table'), 'kintree_table'),
-    (model(v_template=np.zeros((20, 2))), 'v_template'), (model(f=np.array([[0, 1, 99]])), "'f'.*0 to 19"), (model(f=np.zeros((3, 4))), "'f'"),
-    (model(weights=np.ones((20, 3))), 'weights'), (model(weights=-np.ones((20, 4))), 'negative'), (model(weights=np.zeros((20, 4))), 'without weights'),
-    (model(kintree_table=np.array([[-1, -1, 0, 0], range(4)])), 'one root'), (model(kintree_table=np.array([[1, 2, 3, 9], range(4)])), 'one root'),
-    (model(kintree_table=np.array([[-1, 2, 1, 0], range(4)])), 'circle'), (model(kintree_table=np.arange(4)), 'kintree_table'),
-    (model(posedirs=np.ones((20, 3, 5))), 'posedirs'), (model(posedirs=np.ones((27, 60))), 'posedirs'), (model(shapedirs=np.ones((19, 3, 2))), 'shapedirs'),
-    (model(shapedirs=np.full((20, 3, 2), np.inf)), 'finite'), (model(v_template='text'), 'v_template'), (model(J_regressor=np.ones((3, 20))), 'J_regressor'),
-    (model(J_names=['a', 'a', 'b', 'c']), 'J_names'), (model(num_shapes=9), 'num_shapes'), (model(weights=None, weights_index=np.full((20, 2), 7),
+BAD = [(without('v_template'), 'v_template'),
+    (without('f'), "'f'"), (without('weights'), "'weights'"), (without('kintree_table'), 'kintree_table'),
+    (model(v_template=np.zeros((20, 2))), 'v_template'),
+    (model(f=np.array([[0, 1, 99]])), "'f'.*0 to 19"), (model(f=np.zeros((3, 4))), "'f'"),
+    (model(weights=np.ones((20, 3))), 'weights'),
+    (model(weights=-np.ones((20, 4))), 'negative'),
+    (model(weights=np.zeros((20, 4))), 'without weights'),
+    (model(kintree_table=np.array([[-1, -1, 0, 0], range(4)])), 'one root'),
+    (model(kintree_table=np.array([[1, 2, 3, 9], range(4)])), 'one root'),
+    (model(kintree_table=np.array([[-1, 2, 1, 0], range(4)])), 'circle'),
+    (model(kintree_table=np.arange(4)), 'kintree_table'),
+    (model(posedirs=np.ones((20, 3, 5))), 'posedirs'),
+    (model(posedirs=np.ones((27, 60))), 'posedirs'),
+    (model(shapedirs=np.ones((19, 3, 2))), 'shapedirs'),
+    (model(shapedirs=np.full((20, 3, 2), np.inf)), 'finite'),
+    (model(v_template='text'), 'v_template'),
+    (model(J_regressor=np.ones((3, 20))), 'J_regressor'),
+    (model(J_names=['a', 'a', 'b', 'c']), 'J_names'),
+    (model(num_shapes=9), 'num_shapes'),
+    (model(weights=None, weights_index=np.full((20, 2), 7),
     weights_value=np.ones((20, 2))), 'weights_index')]
 
 @pytest.mark.parametrize('arrays,words', BAD, ids=range(len(BAD)))
