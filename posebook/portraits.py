@@ -74,7 +74,8 @@ def portrait_camera(
     x0,x1,y0,y1 = window
     size = [max(1, round((b-a)*scale)) for a,b in ((x0,x1), (y0,y1))]
     center = torch.tensor([-x0,y1])*scale
-    return Camera(torch.full((2,), scale*_FAR), center, torch.stack([right, -up, -toward]), torch.tensor([0.,0,_FAR]), *size)
+    R,t = torch.stack([right, -up, -toward]),torch.tensor([0.,0,_FAR])
+    return Camera(torch.full((2,), scale*_FAR), center, R, t, *size)
 
 def frame_bodies(
     vertices:Tensor, # Metres, (...,V,3)
@@ -175,7 +176,8 @@ class PortraitFigure(PoseFigure):
         from IPython.display import display      # only a notebook calls this; pyplot would make a larger PNG
         display(self._repr_mimebundle_(), raw=True)
 
-def _grid(n:int, ncols:int, window:tuple, width:float, height:float, title:float, left:float, low:float=.05)->tuple:
+def _grid(n:int, ncols:int, window:tuple, width:float, height:float, title:float, left:float,
+          low:float=.05)->tuple:
     "Panels in metres at one scale: the figure, its axes, and inches a metre"
     x0,x1,y0,y1 = window
     nrows = -(-n//ncols)
@@ -228,9 +230,12 @@ def plot_bodies(
     if ghosts is not None: v = torch.cat([v, stand_bodies(ghosts, body, shape)[0]])
     window,ncols = frame_bodies(v, view),min(ncols, n)
     fig,axs,scale = _grid(n, ncols, window, width, height, .2*(titles is not None), .42*axes+.05)
-    look = dict(body=body, view=view, shape=shape, window=window, size=scale*dpi*(window[3]-window[2]), **options)
+    tall = scale*dpi*(window[3]-window[2])
+    look = dict(body=body, view=view, shape=shape, window=window, size=tall, **options)
     images = render_bodies(poses, colors=colors, **look)
-    if ghosts is not None: images = before_ghost(images, render_bodies(ghosts, colors='#9fadbf', **look|dict(shadow=False)))
+    if ghosts is not None:
+        behind = render_bodies(ghosts, colors='#9fadbf', **look|dict(shadow=False))
+        images = before_ghost(images, behind)
     for i,ax in enumerate(axs):
         _show(ax, images[i], window, titles and titles[i])
         if axes and i%ncols==0: _metres(ax)

@@ -94,11 +94,14 @@ def project_faces(
 def _check_mesh(vertices:Tensor, faces:Tensor):
     "Refuse what would be drawn wrongly"
     if vertices.ndim<2 or vertices.shape[-1]!=3 or not vertices.is_floating_point():
-        raise ValueError(f"expected floating `vertices` of shape (..., V, 3), found {tuple(vertices.shape)} {vertices.dtype}")
+        raise ValueError('expected floating `vertices` of shape (..., V, 3), '
+                         f'found {tuple(vertices.shape)} {vertices.dtype}')
     if faces.ndim!=2 or faces.shape[1]!=3 or faces.is_floating_point():
-        raise ValueError(f"expected whole numbers `faces` of shape (F, 3), found {tuple(faces.shape)} {faces.dtype}")
+        raise ValueError('expected whole numbers `faces` of shape (F, 3), '
+                         f'found {tuple(faces.shape)} {faces.dtype}')
     if len(faces) and (faces.min()<0 or faces.max()>=vertices.shape[-2]):
-        raise ValueError(f"expected `faces` within 0 and {vertices.shape[-2]-1}, found {faces.min()} to {faces.max()}")
+        raise ValueError(f'expected `faces` within 0 and {vertices.shape[-2]-1}, '
+                         f'found {faces.min()} to {faces.max()}')
     if not vertices.isfinite().all(): raise ValueError("some `vertices` are not finite")
 
 # %% ../nbs/00da_raster.ipynb #00da-011
@@ -124,7 +127,8 @@ def _with_cut(p, each, faces, near, count, whole):
     cut = lambda x: torch.cat([x[one], x[~one], x[~one]])
     eye = torch.eye(3, dtype=p.dtype, device=p.device).expand(len(corners), 3, 3)
     return (torch.cat([xy, xyn.flatten(0, 1)]), torch.cat([z, z.new_full((2*len(i),), near)]),
-            torch.cat([corners, tris]), torch.cat([image, cut(i)]), torch.cat([face, cut(f)]), torch.cat([eye, mix]))
+            torch.cat([corners, tris]), torch.cat([image, cut(i)]), torch.cat([face, cut(f)]),
+            torch.cat([eye, mix]))
 
 def _cross(a:Tensor, b:Tensor, near:float, forth:Tensor)->tuple[Tensor, Tensor]:
     "Where the edge from `a` meets the near plane: the share of `b`, and the point"
@@ -138,7 +142,8 @@ def _mixes(tb:Tensor, tc:Tensor, turn:Tensor, one:Tensor)->Tensor:
     o,l = torch.zeros_like(tb),torch.ones_like(tb)
     a,b,c = (torch.stack(x, 1) for x in ((l,o,o), (o,l,o), (o,o,l)))
     ab,ac = torch.stack([1-tb, tb, o], 1),torch.stack([1-tc, o, tc], 1)
-    rows = torch.cat([torch.stack([a,ab,ac], 1)[one], torch.stack([b,c,ac], 1)[~one], torch.stack([b,ac,ab], 1)[~one]])
+    rows = torch.cat([torch.stack([a,ab,ac], 1)[one], torch.stack([b,c,ac], 1)[~one],
+                      torch.stack([b,ac,ab], 1)[~one]])
     turn = torch.cat([turn[one], turn[~one], turn[~one]])[:,None].expand(-1, 3, -1)
     return torch.zeros_like(rows).scatter(2, turn, rows)
 
@@ -154,7 +159,7 @@ def _cross2(u:Tensor, v:Tensor)->Tensor: return u[...,0]*v[...,1]-u[...,1]*v[...
 # %% ../nbs/00da_raster.ipynb #00da-014
 def _edges(
     a:Tensor, # Corners, (N,3,2), pixels
-)->tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: # Start (N,3,2), direction (N,3,2), sign (N,3), tie wins (N,3), area (N,)
+)->tuple[Tensor, ...]: # Start and direction (N,3,2), sign (N,3), whether ties win (N,3)
     "The edge opposite each corner, the same from both faces that share it"
     p,q = a[:,[1,2,0]],a[:,[2,0,1]]
     swap = (q[...,0]<p[...,0])|((q[...,0]==p[...,0])&(q[...,1]<p[...,1]))
@@ -162,7 +167,7 @@ def _edges(
     way = torch.where(swap[...,None], p-q, q-p)
     sign = torch.where(swap, -1., 1.).to(a)*area.sign()[:,None]
     x,y = (way*sign[...,None]).unbind(-1)
-    return torch.where(swap[...,None], q, p),way,sign,(y<0)|((y==0)&(x>0)),area
+    return torch.where(swap[...,None], q, p),way,sign,(y<0)|((y==0)&(x>0))
 
 def pixel_boxes(
     tri:Triangles, # From `project_faces`
@@ -211,7 +216,7 @@ def _winners_torch(
     n = int(np.prod(tri.lead, dtype=int))*height*width
     none = torch.iinfo(torch.int64).max
     key = torch.full((n,), none, device=tri.xy.device)
-    start,way,sign,tie,_ = _edges(tri.xy.detach()[tri.corners])
+    start,way,sign,tie = _edges(tri.xy.detach()[tri.corners])
     near = 1/tri.z.detach()[tri.corners]
     for t,x,y in pixel_pairs(*pixel_boxes(tri, width, height), most=2**23 if tri.xy.is_cuda else 2**18):
         cx,cy,inside,top,e = x.to(near)+.5,y.to(near)+.5,True,0,0
@@ -253,10 +258,12 @@ def compiled(
 ): # The last of them as machine code, kept on disk where there is a place for it
     "Compile with numba, which is only needed here"
     try: from numba import njit
-    except ImportError as e: raise ImportError("backend='numba' needs numba: pip install 'posebook[fast]'") from e
+    except ImportError as e:
+        raise ImportError("backend='numba' needs numba: pip install 'posebook[fast]'") from e
     known = dict(functions[-1].__globals__)
     for f in functions:
-        jit = known[f.__name__] = njit(nogil=True, error_model='numpy', fastmath=set(fastmath))(FunctionType(f.__code__, known, f.__name__))
+        compiler = njit(nogil=True, error_model='numpy', fastmath=set(fastmath))
+        jit = known[f.__name__] = compiler(FunctionType(f.__code__, known, f.__name__))
         try: jit.enable_caching()
         except (RuntimeError, OSError): pass     # no writable place: compiled again in the next process
     return jit
@@ -265,7 +272,8 @@ def _winners_numba(tri:Triangles, width:int, height:int)->Tensor:
     "The nearest triangle of every pixel, on one CPU core"
     B = int(np.prod(tri.lead, dtype=int))
     xy = tri.xy.detach()
-    parts = [xy, 1/tri.z.detach(), tri.corners, tri.image, *pixel_boxes(tri, width, height), *_edges(xy[tri.corners])[:4]]
+    boxes = pixel_boxes(tri, width, height)
+    parts = [xy, 1/tri.z.detach(), tri.corners, tri.image, *boxes, *_edges(xy[tri.corners])]
     parts = [x.contiguous().numpy() for x in parts]
     centres = [(np.arange(n)+.5).astype(parts[0].dtype) for n in (width, height)]
     depth,winner = np.full((B,height,width), np.inf, np.float32),np.full((B,height,width), -1)
@@ -420,7 +428,7 @@ def _from_behind(fragments:Fragments, at:Tensor, faces:Tensor, ray:Tensor)->Tens
     "Whether covered pixels see the back of their face, (P,1)"
     seen,n = fragments.covered,face_normals(at, faces)
     n = n.expand(*seen.shape[:-2], *n.shape[-2:]).reshape(-1, 3)
-    image = seen.flatten(-2).expand(*seen.shape[:-2], -1).flatten().nonzero()[:,0]//(seen.shape[-1]*seen.shape[-2])
+    image = seen.flatten().nonzero()[:,0]//(seen.shape[-1]*seen.shape[-2])
     return (n[fragments.face[seen]+image*len(faces)]*ray).sum(-1, keepdim=True)>0
 
 def _light(n:Tensor, ray:Tensor, light:tuple, key:float)->Tensor:

@@ -117,7 +117,8 @@ _KEPT = 2**23 # Pairs that are kept for the backward pass
 class _Torch:
     "The soft picture and its gradient in plain torch"
     def __init__(self, xy:Tensor, tri:Triangles, width:int, height:int, sigma:float, cutoff:float):
-        self.xy,self.tri,self.H,self.W,self.radius,self.scale = xy,tri,height,width,reach(sigma, cutoff),sigma**-2
+        self.xy,self.tri,self.H,self.W = xy,tri,height,width
+        self.radius,self.scale = reach(sigma, cutoff),sigma**-2
         self.stride,self.n = width+width//8+2,int(np.prod(tri.lead, dtype=int))
         self.rows = _rows(xy[tri.corners], *pixel_boxes(tri, width, height, self.radius), self.radius)
         self.kept = None
@@ -192,6 +193,11 @@ def _exact(x):
     "exp in float64"
     return math.exp(x)
 
+def _numbers(xy):
+    "0, 1, a half, the largest exponent and a far place, in the precision of `xy`"
+    T = xy.dtype.type
+    return T(0),T(1),T(.5),T(60),T(1e30)
+
 def _corner(xy, corners, n, k):
     "Start and direction of an edge, one over its squared length"
     a,b = corners[n,k],corners[n,(k+1)%3]
@@ -208,7 +214,7 @@ def _cut(x, y, dx, dy, py, left, right):
 # %% ../nbs/00db_silhouette.ipynb #00db-020
 def _cover(xy, corners, image, low, size, radius, scale, product):
     "Multiply `product` (B,H,W+8) by 1+exp(x) of every pair"
-    zero = xy.dtype.type(0); one = xy.dtype.type(1); half = xy.dtype.type(.5); big = xy.dtype.type(60); far = xy.dtype.type(1e30)
+    zero,one,half,big,far = _numbers(xy)
     for n in range(len(corners)):
         if size[n,0]==0: continue
         x0,y0,u0,v0,i0 = _corner(xy, corners, n, 0)
@@ -242,7 +248,7 @@ def _cover(xy, corners, image, low, size, radius, scale, product):
 # %% ../nbs/00db_silhouette.ipynb #00db-021
 def _uncover(xy, corners, image, low, size, radius, scale, g, after, grad):
     "Add to `grad` (P,2) what the pixels' gradients `g` (B,H,W+8) pull at the corners"
-    zero = xy.dtype.type(0); one = xy.dtype.type(1); half = xy.dtype.type(.5); big = xy.dtype.type(60); far = xy.dtype.type(1e30)
+    zero,one,half,big,far = _numbers(xy)
     for n in range(len(corners)):
         if size[n,0]==0: continue
         x0,y0,u0,v0,i0 = _corner(xy, corners, n, 0)
@@ -300,6 +306,7 @@ def _leaps(g, after):
 
 # %% ../nbs/00db_silhouette.ipynb #00db-022
 _LIBERTIES = 'contract','nnan','nsz','reassoc','arcp' # fastmath, but for infinities, which mean full coverage
+_EXACT = FunctionType(_exact.__code__, globals(), '_exp') # takes the place of `_exp` in float64
 
 class _Numba:
     "The soft picture and its gradient on one CPU core"
@@ -308,9 +315,10 @@ class _Numba:
         self.xy = xy.contiguous().numpy()
         number,radius = self.xy.dtype.type,reach(sigma, cutoff)
         boxes = pixel_boxes(tri, width, height, radius)
-        self.args = self.xy,*(x.contiguous().numpy() for x in (tri.corners, tri.image, *boxes)),number(radius),number(sigma**-2)
-        exp = _exp if number is np.float32 else FunctionType(_exact.__code__, globals(), '_exp')
-        self.kernel = lambda f: compiled(exp, _corner, _cut, f, fastmath=_LIBERTIES)
+        parts = [x.contiguous().numpy() for x in (tri.corners, tri.image, *boxes)]
+        self.args = self.xy,*parts,number(radius),number(sigma**-2)
+        exp = _exp if number is np.float32 else _EXACT
+        self.kernel = lambda f: compiled(exp, _numbers, _corner, _cut, f, fastmath=_LIBERTIES)
     def alpha(self, keep:bool)->tuple[Tensor, Tensor]:
         "Coverage and what it leaves, (B,H,W)"
         product = np.ones(self.shape, self.xy.dtype)
@@ -346,7 +354,8 @@ def soft_silhouette(
     else: alpha = _Alpha.apply(tri.xy, tri, W, H, sigma, cutoff, dict(torch=_Torch, numba=_Numba)[name])
     alpha = alpha.view(*tri.lead, H, W)
     if not solid: return alpha
-    covered = rasterize(vertices.detach(), faces, camera, 'auto' if name=='pytorch3d' else name, near, cull).covered
+    hard = 'auto' if name=='pytorch3d' else name
+    covered = rasterize(vertices.detach(), faces, camera, hard, near, cull).covered
     return torch.where(_deep(covered, math.ceil(reach(sigma, cutoff))), 1., alpha)
 
 def _deep(covered:Tensor, n:int)->Tensor:

@@ -52,7 +52,7 @@ def test_every_centre_of_a_closed_mesh_is_covered_once(seed):
     if seed == 0: v = (v*8).round()/8          # many corners on pixel centres
     cam = Camera(torch.full((2,), 64.), torch.tensor([32., 32.]), torch.eye(3), torch.tensor([0., 0, 4]), 65, 64)
     tri, count = project_faces(v, f, cam, cull=True), torch.zeros(65*64, dtype=torch.long)
-    start, way, sign, tie, _ = _edges(tri.xy[tri.corners])
+    start, way, sign, tie = _edges(tri.xy[tri.corners])
     for t, x, y in pixel_pairs(*pixel_boxes(tri, 65, 64)):
         E = torch.stack([_edge_at(start[:, k], way[:, k], sign[:, k], t, x+.5, y+.5) for k in range(3)], 1)
         inside = ((E > 0) | ((E == 0) & tie[t])).all(1)
