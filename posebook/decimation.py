@@ -15,8 +15,8 @@ def twins(
     v:Tensor, # Vertices of a mesh that is symmetric about x = 0, (V,3)
 )->Tensor: # (V,)
     "The vertex that mirrors each"
-    x,how = v.double(),'donot_use_mm_for_euclid_dist' # vertices of lips are a hair apart
-    return torch.cat([torch.cdist(r, x, compute_mode=how).argmin(1) for r in (x*torch.tensor([-1,1,1])).split(1024)])
+    x = v.double() # vertices of lips are a hair apart
+    return torch.cat([torch.cdist(r, x).argmin(1) for r in (x*torch.tensor([-1,1,1])).split(1024)])
 
 def mirrored(
     x:Tensor, # Vectors at vertices or joints, (V,3) or (V,3,K)

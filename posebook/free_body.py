@@ -74,7 +74,7 @@ class AnnyRig:
         for s,S in SIDES: J[f'{s}_foot'] = at(*(f'toe{i}-1.{S}' for i in range(1, 6)))
         return torch.stack(list(J.values()), 1)
 
-# %% ../nbs/00ecb_free_body.ipynb #00ecb-030
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-031
 def _between(a:Tensor, b:Tensor)->Tensor:
     "The smallest rotation matrix from direction a to b"
     v = torch.linalg.cross(a, b)
@@ -111,7 +111,7 @@ def t_pose(
         W.append(R)
     return torch.stack(W)
 
-# %% ../nbs/00ecb_free_body.ipynb #00ecb-033
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-034
 def _twist(R:Tensor, axis:Tensor, share:float)->Tensor:
     "A share of the part of rotations (N,3,3) that turns about an axis (3,)"
     q = matrix_to_quaternion(R)
@@ -134,6 +134,7 @@ def _share_turns(rig:AnnyRig, R:Tensor, M:Tensor, A:Tensor):
             turn = _twist(M[:,at(a)].mT @ M[:,at(b)], line, share)
             R[:,rig.bones.index(f'{bone}.{S}')] = M[:,at(a if share>0 else b)] @ turn
 
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-036
 def drive(
     rig:AnnyRig, # anny
     poses:Tensor, # Axis-angle from the T-pose, (N,55,3)
@@ -152,6 +153,7 @@ def drive(
     _share_turns(rig, R, M, A[0])
     return skin_transforms(R, H, heads),J
 
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-038
 def skinned(
     transforms:Tensor, # From the rest to the pose, (N,J,3,4)
     weights:Tensor, # How much each carries each vertex, (V,J)
@@ -169,7 +171,7 @@ def bend(
     J,G = pose_skeleton(axis_angle_to_matrix(poses.double()), joints.double(), get_skeleton('smplx').parents)
     return skin_transforms(G, J, joints.double())
 
-# %% ../nbs/00ecb_free_body.ipynb #00ecb-036
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-041
 HELD_OUT = ('dance_b', 'getup_faceup', 'kick', 'spinkick')
 RANGES = dict(spine1=(-15,30, -15,15, -15,15), spine2=(-10,20, -15,15, -12,12), spine3=(-10,15, -15,15, -12,12),
     neck=(-30,35, -45,45, -25,25), head=(-30,25, -35,35, -20,20), jaw=(0,28, -4,4, -2,2), hip=(-120,30, -40,40, -20,60),
@@ -193,6 +195,7 @@ def drawn_poses(
         if name.startswith('right'): P[:,j] *= torch.tensor([1,-1,-1])
     return P
 
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-043
 def clip_poses(
     names:list[str], # Of the embedded clips
     every:int=6, # Which frames
@@ -205,7 +208,7 @@ def clip_poses(
     P[:,drawn],P[:,0] = extra[:,drawn],0
     return P
 
-# %% ../nbs/00ecb_free_body.ipynb #00ecb-039
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-046
 def averaging(
     faces:Tensor, # (F,3)
     V:int, # Number of vertices
@@ -234,6 +237,7 @@ def _missed(T:Tensor, y:Tensor, v:Tensor, near:Tensor, rows:int=512)->Tensor:
         out.append(d @ d.mT/len(T))
     return torch.cat(out)
 
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-048
 def fit_weights(
     T:Tensor, # Transforms of the joints, (N,J,3,4)
     y:Tensor, # Where the vertices should be, (N,V,3)
@@ -258,6 +262,7 @@ def fit_weights(
         z,x = new+(last-1)/t*(new-x),new
     return wide.scatter(1, near, x)
 
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-050
 def fit_rest(
     T:Tensor, # Transforms of the joints, (N,J,3,4)
     y:Tensor, # Where the vertices should be, (N,V,3)
@@ -274,7 +279,7 @@ def fit_rest(
         out.append(torch.linalg.solve((R.mT @ R).mean(1)+pull*torch.eye(3).to(v), b))
     return torch.cat(out)
 
-# %% ../nbs/00ecb_free_body.ipynb #00ecb-043
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-054
 MACROS = ('gender', 'height', 'weight', 'muscle', 'age', 'proportions')
 LOCALS = dict( # anny's local changes, and the distance between two joints that a unit changes: axis, metres
     leg_length=(('measure-upperleg-height-incr', 'measure-lowerleg-height-incr'), 'left_hip', 'left_ankle', 1, .03),
@@ -299,6 +304,7 @@ def sampled_adults(
         found = SimpleShapeDistribution(rig.model, torch.distributions.Uniform(*ages)).sample(n)[1]
     return torch.stack([found[k] for k in MACROS], 1).double()
 
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-056
 @dataclass
 class People:
     "A mean person and its directions, in anny's A-pose"
@@ -335,7 +341,7 @@ def mean_people(
     v,h = x[:,:V].unflatten(1, (-1, 3)),x[:,V:].unflatten(1, (-1, 3))
     return People(rig, v, h, t_pose(rig.joints(h[:1])[0]), missed)
 
-# %% ../nbs/00ecb_free_body.ipynb #00ecb-045
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-058
 def even_weights(
     w:Tensor, # Weights, (V,55)
     twin:Tensor, # See `twins`
@@ -347,7 +353,7 @@ def even_weights(
     cut = torch.zeros_like(w).scatter(1, top.indices, top.values)
     return cut/cut.sum(1, keepdim=True)
 
-# %% ../nbs/00ecb_free_body.ipynb #00ecb-048
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-061
 def joint_regressor(
     v:Tensor, # Vertices, (V,3)
     dirs:Tensor, # What components add, (V,3,K)
@@ -367,7 +373,7 @@ def joint_regressor(
         out[j,i] = w/w.sum()
     return out
 
-# %% ../nbs/00ecb_free_body.ipynb #00ecb-051
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-064
 def _keypoints(rig:AnnyRig, v:Tensor)->dict[str, int]:
     "The vertices of smplx's 21 keypoints"
     part = lambda b: rig.weights[:,rig.bones.index(b)]>.5
@@ -395,6 +401,7 @@ def _few(R:Tensor)->tuple[Tensor, Tensor, Tensor]:
     x,i = x.float(),torch.where(x>0, i, 0)
     return torch.zeros_like(R).scatter_add(1, i, x.double()),i,x
 
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-066
 def body_arrays(
     v:Tensor, # Vertices, (V,3)
     faces:Tensor, # (F,3)
@@ -419,7 +426,7 @@ def body_arrays(
         shape_names=np.array([*MACROS, *LOCALS]), expression_names=np.array([*ACTIONS]), keypoint_names=np.array([*keypoints]),
         keypoint_vertices=np.array([*keypoints.values()]), meta=np.array(json.dumps(about, indent=1)))
 
-# %% ../nbs/00ecb_free_body.ipynb #00ecb-054
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-069
 def _target(p:People, poses:Tensor)->Tensor:
     "What anny does in some poses, (N,V,3), with the pelvis of the mean person at the origin"
     M,_ = drive(p.rig, poses, p.heads[:1], p.W)
@@ -440,6 +447,7 @@ def _evenly(x:Tensor, twin:Tensor)->Tensor:
     swap[a],swap[b] = b,a
     return (x+mirrored(x[swap].movedim(0, -1), twin).movedim(-1, 0))/2
 
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-071
 def merged_weights(
     rig:AnnyRig, # anny
 )->Tensor: # (V,55)
@@ -467,7 +475,7 @@ def fit_skin(
     v = fit_rest(T, y, v, w)
     return (v+mirrored(v, twin))/2,w
 
-# %% ../nbs/00ecb_free_body.ipynb #00ecb-055
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-072
 def skin_errors(
     p:People, # See `mean_people`
     poses:Tensor, # Axis-angle, (N,55,3)
@@ -486,6 +494,7 @@ def _rounded(x, digits:int=3):
     "Numbers of a report, short"
     return {k: _rounded(v, digits) for k,v in x.items()} if isinstance(x, dict) else round(x, digits) if isinstance(x, float) else x
 
+# %% ../nbs/00ecb_free_body.ipynb #00ecb-074
 def _care(v:Tensor, w:Tensor)->Tensor:
     "How much vertices count when a mesh is made coarser: fingers and toes 7, the face 9 times"
     s = get_skeleton('smplx')
