@@ -10,6 +10,7 @@ __all__ = ['to_planes', 'blend_shapes', 'pose_features', 'regress_joints', 'turn
 import math
 from functools import cached_property, lru_cache
 import numpy as np, torch
+import torch.nn.functional as F
 from torch import Tensor
 from .kinematics import in_threads, kinematic_chain, numba_kernels, use_numba
 from .rotations import axis_angle_to_matrix
@@ -34,7 +35,7 @@ def pose_features(
 )->Tensor: # (B, 9(J-1)); zero where nothing is turned
     "What pose correctives are driven by: how far every joint but the root is from its rest"
     R = rotations[:, 1:]
-    return (R-torch.eye(3, dtype=R.dtype, device=R.device)).flatten(1)
+    return (R-_cross_basis(R.device, R.dtype)[1].view(3, 3)).flatten(1)
 
 # %% ../nbs/00be_skinning.ipynb #00be-011
 def regress_joints(
@@ -186,6 +187,12 @@ class SkinWeights:
         return start, joint.astype(np.int32), w[vertex, joint]
 
     @cached_property
+    def bags(self)->tuple[Tensor, Tensor, Tensor]:
+        "The same as tensors: joints, where each vertex starts, weights"
+        start,joint,weight = self.sparse
+        return torch.from_numpy(joint), torch.from_numpy(start[:-1].astype(np.int32)), torch.from_numpy(weight)
+
+    @cached_property
     def few(self)->bool:
         "Whether there are so few that a kernel should skip the rest"
         return (self.dense!=0).sum().item() <= 5*self.dense.shape[1]
@@ -194,6 +201,11 @@ class SkinWeights:
 def _blend(A:Tensor, dense:Tensor)->Tensor:
     "Transforms of every vertex, (B, 3, 4, V)"
     return (A.transpose(1, 2).reshape(-1, len(dense)) @ dense).view(len(A), 3, 4, -1)
+
+def _bag(A:Tensor, w:SkinWeights)->Tensor:
+    "Transforms of every vertex of one body, (1, 3, 4, V)"
+    joint,start,weight = w.bags
+    return F.embedding_bag(joint, A, start, mode='sum', per_sample_weights=weight).T.view(1, 3, 4, -1)
 
 def _move(T:Tensor, v:Tensor)->Tensor:
     "Points (B, 3, V) moved by (B, 3, 4, V)"
@@ -210,6 +222,9 @@ def _torch_skin(v:Tensor, A:Tensor, w:SkinWeights)->Tensor:
     "Vertices (B, V, 3) of planes (B or 1, 3, V) and transforms (B, J, 12)"
     B,V = len(A),v.shape[2]
     out = v.new_empty(B, V, 3)
+    if w.few and v.device.type=='cpu':
+        for b in range(B): out[b] = _move(_bag(A[b], w), v[b%len(v)][None])[0].T
+        return out
     for s in _few_at_once(B, V, v.device): out[s] = _move(_blend(A[s], w.dense), v if len(v)==1 else v[s]).transpose(1, 2)
     return out
 
