@@ -78,7 +78,7 @@ def weights_of(
     keypoints:Keypoints, # People
 )->Tensor: # (N, K)
     "Confidence, less where detectors and bodies mean different points"
-    trust = torch.tensor([TRUST.get(n, 1.) for n in keypoints.layout.joints])
+    trust = keypoints.confidence.new_tensor([TRUST.get(n, 1.) for n in keypoints.layout.joints])
     return keypoints.confidence*trust*keypoints.seen()
 
 # %% ../nbs/05c_fit2d.ipynb #05c-010
@@ -201,7 +201,7 @@ def recipe(
 def _presets(p='plausible', o='ordinary', k='keypoints2d'):
     "Schedules of the last stage"
     stages = zip((84.5,84.5,12.,1.), (20.,10.,2.,1.)) # weights of pose and shape, over the last ones
-    return dict(posebook=(Stage(150, .03),),
+    return dict(posebook=(Stage(150, .04, fall=False), Stage(150, .04)),
         smplify=tuple(Stage(50, .03, {p: a, o: b}) for a,b in stages),
         pose_ndf=tuple(Stage(50, .02, {k: 1/(1+i), p: 1/(1+i), 'smooth': 1.+i}, fall=i==4) for i in range(5)))
 
@@ -237,7 +237,7 @@ def median_error(self:Fit2D)->float:
 
 # %% ../nbs/05c_fit2d.ipynb #05c-020
 def fit_keypoints(
-    keypoints:Keypoints, # N people
+    keypoints:Keypoints, # N people; prior and model must be on their device
     prior:PosePrior|None=None, # Any; None: only the keypoints
     camera:Camera|None=None, # Of each person, or one for all; None: `picture_cameras`
     model=None, # Forward model: a `Body`, or `Bones`; None: the bones of SMPL-X
@@ -292,8 +292,10 @@ class _Job:
     generator:torch.Generator
 
     def __post_init__(self):
-        rest = self.model.joints(torch.zeros(1, 55, 3))
-        self.rest = seen_joints(rest, self.keypoints.layout, self.model)[0][0]
+        rest = self.model.joints(self.keypoints.points.new_zeros(1, 55, 3))
+        (self.rest,),known = seen_joints(rest, self.keypoints.layout, self.model)
+        if known.sum() < 4: raise PriorError(f"keypoints: a body has no joints of the layout {self.keypoints.layout.name!r}; "
+            "bring them to one that it has, as with `keypoints.to('body25')`")
         self.sigma = self.spread*HEIGHT*pixels_per_metre(self.keypoints, self.rest)
         n = 55 if 'left_hand' in self.keypoints.layout.joints and len(self.model.skeleton)==55 else 22
         self.fixed = torch.arange(55) >= n
@@ -389,7 +391,7 @@ def draw_body(
     "A body as a camera sees it: circles at joints, with radii over depth, and their hulls"
     sk = sketch(joints[None].detach().cpu().double().numpy(), skeleton)
     x = torch.as_tensor(sk.points[0]).to(camera.R)
-    uv,z = camera.project(x).numpy(),camera.depth(x).clamp(min=.05).numpy()
+    uv,z = camera.project(x).cpu().numpy(),camera.depth(x).clamp(min=.05).cpu().numpy()
     order = np.argsort(-z[sk.parts].mean(1), kind='stable')
     parts = sk.parts[order]
     color = [list(COLORS.values())[s] for s in sk.sides[order]]
@@ -409,7 +411,7 @@ def render_fits(
         cam = (fit.camera[i] if fit.camera.shape else fit.camera).view(box, w, h)
         shape = None if fit.shape is None else fit.shape[i]
         with torch.no_grad(): v = fit.model(fit.poses[i], shape=shape, translation=fit.translation[i]).vertices
-        image = render(v, fit.model.faces, cam).numpy()
+        image = render(v, fit.model.faces, cam).cpu().numpy()
         a = image[...,3:]
         out = np.concatenate([a*image[...,:3]+(1-a)*out[...,:3], a+(1-a)*out[...,3:]], -1)
     return out

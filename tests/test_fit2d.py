@@ -121,9 +121,8 @@ def test_presets_run(poses, prior, preset):
     f = fit_keypoints(k, prior, picture_cameras(k, 1400.), preset=preset, proposals=200, pace=.4)
     assert f.median_error() < 10
 
-@pytest.mark.parametrize('layout', ['coco17', 'openpose18', 'halpe26', 'coco_wholebody133'])
+@pytest.mark.parametrize('layout', ['coco17', 'openpose18', 'coco_wholebody133'])
 def test_layouts(poses, prior, layout):
-    if layout == 'halpe26': pytest.skip('no conversion from SMPL-X to halpe26')
     k, true, joints = made_up_keypoints(poses[:3], layout=layout)
     f = fit_keypoints(k, prior, picture_cameras(k, 1400.), proposals=300, pace=.4)
     assert f.median_error() < 8
@@ -169,6 +168,11 @@ def test_too_little_is_refused(poses):
     k, *_ = made_up_keypoints(poses[:2])
     k.confidence[1, 3:] = 0
     with pytest.raises(PriorError, match="the first in '000001'"): fit_keypoints(k)
+
+def test_a_layout_without_a_body_is_brought_to_one_that_has(poses):
+    k = Keypoints(torch.rand(2, 26, 2)*100, torch.ones(2, 26), 'halpe26', ('a', 'b'))
+    with pytest.raises(PriorError, match=r"to\('body25'\)"): fit_keypoints(k)
+    assert fit_keypoints(k.to('body25'), pace=.02).poses.shape == (2, 55, 3)
 
 def test_every_kind_has_a_recipe(prior):
     assert recipe(prior) == RECIPES['GaussianPrior']
