@@ -35,7 +35,7 @@ def pose_features(
 )->Tensor: # (B, 9(J-1)); zero where nothing is turned
     "What pose correctives are driven by: how far every joint but the root is from its rest"
     R = rotations[:, 1:]
-    return (R-_cross_basis(R.device, R.dtype)[1].view(3, 3)).flatten(1)
+    return (R-torch.eye(3, dtype=R.dtype, device=R.device)).flatten(1)
 
 # %% ../nbs/00be_skinning.ipynb #00be-011
 def regress_joints(
