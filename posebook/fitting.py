@@ -8,7 +8,8 @@ __all__ = ['SCHEDULE', 'TORSO', 'CALM', 'ACCELERATION', 'FRAME_WEIGHT', 'PUBLISH
            'turn_by', 'Strides', 'Stage', 'Fit', 'fit_poses', 'spreader', 'over_time', 'steps_of',
            'losses_and_gradients', 'free_joints', 'check_names', 'stack_traces', 'shortest_arc', 'torso_turn',
            'pose_from_joints', 'toward', 'soften', 'Cloud', 'draw', 'Nearby', 'as_term', 'start_of', 'denoise_joints',
-           'denoise_poses', 'published_schedule', 'denoise_published', 'calibrate', 'fill_gaps', 'inbetween']
+           'denoise_poses', 'published_schedule', 'denoise_published', 'calibrate', 'fill_gaps', 'inbetween',
+           'cubic_path']
 
 # %% ../nbs/05_fitting.ipynb #05-002
 import math
@@ -462,10 +463,16 @@ class Cloud:
         joints:list|None=None, # Joints that count, for poses; a prior counts those that it models
     ):
         given = isinstance(prior, Tensor)
+        self.prior = None if given else prior
         self.poses = prior if given else draw(prior, samples, seed)
         self.ids = list(joints or range(1, 22)) if given else list(prior.coordinates.ids)
         self.features = self.poses[:,self.ids].flatten(1)
         self.half = self.features.square().sum(1)/2
+
+    @cached_property
+    def scale(self)->float:
+        "What makes a shake cost the same under every prior, see `calibrate`"
+        return calibrate(self.prior, self.poses[:500])
 
     def nearest(self,
         y:Tensor, # Rotation vectors of the joints that count, shape (M, 3K)
@@ -572,7 +579,7 @@ def denoise_poses(
     terms = [Stay(poses, sigma),Smooth(acceleration)]
     return fit_poses(start, terms, as_term(prior, weight), schedule, model, translation, moves=('poses',), generator=generator)
 
-# %% ../nbs/05_fitting.ipynb #05-026
+# %% ../nbs/05_fitting.ipynb #05-037
 PUBLISHED = { # name: iterations, steps in each, size of a step, and factors of an iteration on data, smooth, plausible
     'pose-ndf': (10, 50, .02, lambda i: (100/(1+i)*(i>0), 10*(1+i), 1e7/(1+i))),
     'pose-ndf-v2': (5, 50, .03, lambda i: (100/(1+i*i), 10*(1+i), 1e5*(1+i))),
@@ -615,7 +622,7 @@ def calibrate(
     with torch.no_grad(): rise = (prior.energy(shaken)-prior.energy(poses)).median()
     return float(nats*3*len(prior.coordinates.ids)/rise)
 
-# %% ../nbs/05_fitting.ipynb #05-028
+# %% ../nbs/05_fitting.ipynb #05-039
 def fill_gaps(
     poses:Tensor, # Axis-angle, shape (B, T, J, 3); what is between keys is not looked at
     keys:Tensor, # True for key frames, shape (T,); the first and the last are
@@ -639,9 +646,28 @@ def inbetween(
     model=None, # Forward model; None: `Bones`
     schedule:tuple[Stage,...]=(Stage(100, .02),Stage(100, .01)), # Stages
     weight:float=.03, # Of the prior, each frame
+    translation:Tensor|None=None, # Of the root, shape (B, T, 3), metres, read at the keys; None: it stays in place
     generator:torch.Generator|None=None, # Source of randomness
 )->Fit:
     "Motion through key frames, which stay as they are"
-    fixed = keys[None,:,None].expand(*poses.shape[:3])
-    return fit_poses(fill_gaps(poses, keys), [Smooth(acceleration)], as_term(prior, weight), schedule, model,
+    fixed,start = keys[None,:,None].expand(*poses.shape[:3]),fill_gaps(poses, keys)
+    paths = None if translation is None else cubic_path(translation, keys)
+    return fit_poses(start, [Smooth(acceleration)], as_term(prior, weight), schedule, model, paths,
                      fixed=fixed, moves=('poses',), generator=generator)
+
+def cubic_path(
+    x:Tensor, # Positions, shape (B, T, 3); what is between keys is not looked at
+    keys:Tensor, # True for key frames, shape (T,); the first and the last are
+)->Tensor: # The same shape
+    "Smooth paths from key to key: Hermite cubics with the slopes of Catmull and Rom"
+    at = keys.cpu().nonzero()[:,0]
+    t = torch.arange(len(keys))
+    i = (torch.searchsorted(at, t, right=True)-1).clamp(0, len(at)-2)
+    span,p = at.diff().to(x)[None,:,None],x[:,at]
+    step = p.diff(dim=1)/span
+    inner = (step[:,:-1]*span[:,1:]+step[:,1:]*span[:,:-1])/(span[:,1:]+span[:,:-1])
+    slope = torch.cat([step[:,:1], inner, step[:,-1:]], 1)
+    h = span[:,i]
+    u = ((t-at[i]).to(x)[None,:,None])/h
+    a,b = (1+2*u)*(1-u)**2*p[:,i]+u*(1-u)**2*h*slope[:,i],u*u*(3-2*u)*p[:,i+1]-u*u*(1-u)*h*slope[:,i+1]
+    return a+b
