@@ -64,7 +64,9 @@ class Guess:
     generator:torch.Generator|None=None # Source of randomness
 
     @property
-    def shapes(self): return None if self.shape is None else self.shape[:,None].expand(*self.poses.shape[:2], -1)
+    def shapes(self)->Tensor|None: # Shape (B, T, S)
+        "The shape, for each frame"
+        return None if self.shape is None else self.shape[:,None].expand(*self.poses.shape[:2], -1)
 
     @cached_property
     def joints(self)->Tensor: # Shape (B, T, N, 3), metres
@@ -91,8 +93,12 @@ class Term:
     name:str=field(default='', kw_only=True) # In traces and schedules; the class's own where empty
 
     def __post_init__(self): self.name = self.name or type(self).__name__.lower()
-    def weight_at(self, progress): return self.weight(progress) if callable(self.weight) else self.weight
-    def stiffness(self)->tuple[int,float]: return 0,0. # differences over time that it looks at, and 1/sigma**2
+    def weight_at(self, progress:float)->float:
+        "The weight at a share of the steps"
+        return self.weight(progress) if callable(self.weight) else self.weight
+    def stiffness(self)->tuple[int,float]:
+        "Differences over time that it looks at, and one over the square of its spread"
+        return 0,0.
     def __call__(self, guess:Guess)->Tensor: raise NotImplementedError # shape (B,)
 
 def windows(
@@ -126,8 +132,12 @@ class Joints3D(Term):
     robust:float=0. # See `pull`
     norm:str='gauss' # See `pull`
 
-    def stiffness(self): return 0,1/self.sigma**2
-    def points(self, guess): return guess.joints[:,:,:self.target.shape[-2]] if self.joints is None else guess.joints[:,:,self.joints]
+    def stiffness(self):
+        "Of a spring to what was seen"
+        return 0,1/self.sigma**2
+    def points(self, guess:Guess)->Tensor: # Shape (B, T, N, 3), metres
+        "Where the points are that were seen"
+        return guess.joints[:,:,:self.target.shape[-2]] if self.joints is None else guess.joints[:,:,self.joints]
     def __call__(self, guess):
         target = windows(self.target, 4).to(guess.joints)
         c = None if self.confidence is None else windows(self.confidence, 3).to(target)
@@ -139,6 +149,7 @@ class Markers(Joints3D):
     offsets:Tensor|None=None # Where each sits in the frame of its joint, shape (N, 3), metres; None: `joints` are vertices
 
     def points(self, guess):
+        "Where the markers are"
         if self.offsets is None: return guess.vertices[:,:,self.joints]
         turned = guess.turns[:,:,self.joints] @ self.offsets.to(guess.joints)[...,None]
         return guess.joints[:,:,self.joints]+turned[...,0]
@@ -150,7 +161,9 @@ class Smooth(Term):
     order:int=2 # 1: differences of positions (velocity), 2: of those again (acceleration)
     norm:str='gauss' # See `pull`
 
-    def stiffness(self): return self.order,1/self.sigma**2
+    def stiffness(self):
+        "Of a spring between frames"
+        return self.order,1/self.sigma**2
     def __call__(self, guess):
         x = guess.joints
         if x.shape[1]<=self.order: return x.new_zeros(len(x))
@@ -261,7 +274,9 @@ class Stage:
     weights:dict=field(default_factory=dict) # Name of a term to a factor on its weight; terms that are not named have 1
     fall:bool=True # Whether steps shrink to a tenth during the stage
 
-    def rate(self, i): return self.lr*.1**(i/self.steps) if self.fall else self.lr
+    def rate(self, i:int)->float:
+        "Size of step `i`"
+        return self.lr*.1**(i/self.steps) if self.fall else self.lr
 
 SCHEDULE = (Stage(100, .05, dict(plausible=0.)),Stage(150, .03))
 
@@ -346,7 +361,14 @@ def steps_of(
             yield stage,i,done/total
             done += 1
 
-def losses_and_gradients(model, x, moves, terms, stage, now):
+def losses_and_gradients(
+    model, # Forward model
+    x:dict, # Poses, translation and shape as they are
+    moves:list[str], # Which of them are fitted
+    terms:list[Term], # Terms
+    stage:Stage, # Whose weights count
+    now:dict, # Progress, step and generator of the guess
+)->tuple[dict,dict]: # Name of a term to (B,), and name of what moves to its gradient
     "The weighted terms, each of shape (B,), and the gradients of their sum"
     with torch.enable_grad():
         leaves = {k: v.detach().requires_grad_(k in moves) for k,v in x.items()}
@@ -368,7 +390,8 @@ def free_joints(
     if fixed is None: return torch.ones_like(poses[...,:1])
     fixed = fixed.to(poses.device)
     if fixed.ndim==2: fixed = fixed[:,None]
-    if fixed.shape[-1]!=poses.shape[2]: raise PriorError(f'fixed: expected a mask over {poses.shape[2]} joints, found shape {tuple(fixed.shape)}')
+    if fixed.shape[-1]!=poses.shape[2]:
+        raise PriorError(f'fixed: expected a mask over {poses.shape[2]} joints, found shape {tuple(fixed.shape)}')
     return (~fixed).to(poses).expand(poses.shape[:3])[...,None]
 
 def check_names(
@@ -644,15 +667,16 @@ def inbetween(
     prior:PosePrior|Cloud|Term|None=None, # Any; None: smoothness alone
     acceleration:float=ACCELERATION, # Deviation of accelerations, metres per frame squared
     model=None, # Forward model; None: `Bones`
-    schedule:tuple[Stage,...]=(Stage(100, .02),Stage(100, .01)), # Stages
-    weight:float=.03, # Of the prior, each frame
+    near:float=.3, # How far joints may turn from the even path, radians
+    schedule:tuple[Stage,...]=(Stage(120, .01),), # Stages
+    weight:float=.1, # Of the prior, each frame
     translation:Tensor|None=None, # Of the root, shape (B, T, 3), metres, read at the keys; None: it stays in place
     generator:torch.Generator|None=None, # Source of randomness
 )->Fit:
     "Motion through key frames, which stay as they are"
     fixed,start = keys[None,:,None].expand(*poses.shape[:3]),fill_gaps(poses, keys)
     paths = None if translation is None else cubic_path(translation, keys)
-    return fit_poses(start, [Smooth(acceleration)], as_term(prior, weight), schedule, model, paths,
+    return fit_poses(start, [Smooth(acceleration),Stay(start, near)], as_term(prior, weight), schedule, model, paths,
                      fixed=fixed, moves=('poses',), generator=generator)
 
 def cubic_path(
