@@ -18,8 +18,9 @@ from fastcore.basics import patch
 from torch import Tensor
 from .completion import LIMBS, complete, completion_error, known_without
 from .coordinates import PriorError
+from .denoising import denoise_joints
 from .fit2d import fit_keypoints, made_up_keypoints
-from .fitting import Bones, Cloud, denoise_joints
+from .fitting import Bones, Cloud
 from .gaussian import GaussianPrior
 from .metrics import Interval, angular_error, bootstrap_ci, mpjpe, pa_mpjpe
 from .poses import PoseSet
