@@ -333,7 +333,7 @@ def parse(
     parser = ArgumentParser(prog=f'posebook {name}', description=function.__doc__)
     parser.add_argument('-c','--config', action='config', help='YAML file with any of the options below')
     a = add_arguments(parser, function).parse_args(argv)
-    return {k: v for k,v in vars(a).items() if k!='config'}
+    return {k.lstrip('\u200b'): v for k,v in vars(a).items() if k!='config'} # it marks names such as `keys`
 
 def parse_run(
     name:str, # Name of the command

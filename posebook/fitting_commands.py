@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from .completion import LIMBS, complete as hypotheses_of, known_without, middle_pose
 from .coordinates import PriorError
-from .fitting import (ACCELERATION, PUBLISHED, Bones, Cloud, Smooth, Stage, as_term, denoise_joints, denoise_poses,
-    denoise_published, fit_poses, inbetween as fill)
+from posebook.denoising import (ACCELERATION, PUBLISHED, denoise_joints, denoise_poses, denoise_published,
+    inbetween as fill)
+from .fitting import Bones, Cloud, Smooth, Stage, Stay, fit_poses
 from .motion import Motion, read_motion, write_motion
 from .portraits import plot_bodies
 from .prior import PosePrior
@@ -259,7 +260,6 @@ def over_time(
     sigma:float=.2, # How far a joint may go from its completion, radians
 )->Tensor: # (T, 55, 3)
     "Frames that agree with their neighbours; known joints stay"
-    from posebook.fitting import Stay
     confidence = (~known).to(poses).expand(1, len(poses), -1)
     terms = [Stay(poses[None], sigma, confidence=confidence),Smooth(ACCELERATION)]
     fit = fit_poses(poses[None], terms, None, (Stage(80, .03),), bones_of(motion), motion.trans[None], fixed=known, moves=('poses',))
@@ -272,6 +272,7 @@ def fit2d(
     output:str='outputs/fit2d', # A folder for a file a person, or one .npz for frames of one person
     body:str='posebook-light', # Body to fit: a name, a model file, or none for bones of mean length
     sequence:bool=False, # The pictures are frames of one person: the clearest in each is fitted over time
+    smooth:float=.03, # Spread of accelerations in a sequence, metres per frame squared; more for fast arms
     preset:str='posebook', # Weights of the last stage: posebook, smplify, pose_ndf
     weight:float=-1., # Of the prior; below 0: what works for its kind
     focal:float=0., # Focal length, pixels; 0: the diagonal of the picture
@@ -291,7 +292,8 @@ def fit2d(
     p = None if prior=='none' else PosePrior.from_pretrained(prior)
     model = None if body=='none' else Body.load(body)
     camera = picture_cameras(people, focal or None, tuple(size) if size else None)
-    fit = fit_keypoints(people, p, camera, model, None if weight<0 else weight, preset, smooth=ACCELERATION if sequence else None, seed=seed)
+    fit = fit_keypoints(people, p, camera, model, None if weight<0 else weight, preset,
+                        smooth=smooth if sequence else None, seed=seed)
     for file in fit.save(output, fps): print(file)
     print(f'{len(people)} people, {fit.median_error():.1f} pixels off (median)')
     if figure: print(save_figure(plot_fits(some_pictures(fit), pictures(images, people.images)), figure))
