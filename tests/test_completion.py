@@ -50,7 +50,8 @@ def test_components_share_by_what_they_explain():
     "Two far components: knowing the first number tells which"
     loc = torch.tensor([[-5., -3.], [5., 3.]]).double()
     L = torch.eye(2).double().expand(2, 2, 2)
-    y = draw_conditional(torch.zeros(2).double(), loc, L, torch.tensor([[5., 0.], [-5., 0.]]).double(), torch.tensor([False, True]), 500, gen())
+    x, free = torch.tensor([[5., 0.], [-5., 0.]]).double(), torch.tensor([False, True])
+    y = draw_conditional(torch.zeros(2).double(), loc, L, x, free, 500, gen())
     assert y[:, 0, 1].mean() == pytest.approx(3, abs=.2) and y[:, 1, 1].mean() == pytest.approx(-3, abs=.2)
     assert (y[:, 0, 0] == 5).all()
 
@@ -103,7 +104,9 @@ def test_the_prior_has_a_say(mixture, cloud, test_poses):
 def test_a_flow_that_completes_does_it_itself(train, test_poses):
     flow = GlobalFlowPrior(joints='body', blocks=2, hidden=16, depth=1, completes=True).fit(train[::20], max_epochs=1)
     a = complete(flow, test_poses[:5], 'head', 3, gen())
-    assert torch.equal(a, flow.complete(torch.where(known_without('head')[:, None], test_poses[:5], torch.zeros(())), known_without('head'), 3, gen()))
+    known = known_without('head')
+    hidden = torch.where(known[:, None], test_poses[:5], torch.zeros(()))
+    assert torch.equal(a, flow.complete(hidden, known, 3, gen()))
 
 
 # ---- errors

@@ -64,8 +64,8 @@ def test_a_fit_does_not_depend_on_how_the_world_is_turned(clips):
 # ---- windows are independent, and fits repeat
 
 @pytest.mark.parametrize('make', [
-    lambda c, g: None, lambda c, g: Plausible(g, .05), lambda c, g: Plausible(g, .05, jitter=.05), lambda c, g: Nearby(c, name='plausible')],
-    ids=['none', 'energy', 'jitter', 'cloud'])
+    lambda c, g: None, lambda c, g: Plausible(g, .05), lambda c, g: Plausible(g, .05, jitter=.05),
+    lambda c, g: Nearby(c, name='plausible')], ids=['none', 'energy', 'jitter', 'cloud'])
 def test_a_window_ends_where_it_would_alone(clips, gaussian, cloud, make):
     noisy = Bones().joints(clips)+.03*torch.randn(3, 12, 22, 3, generator=gen())
     start = clips+.05*torch.randn(clips.shape, generator=gen(1))
@@ -98,7 +98,8 @@ def test_stages_weigh_terms_and_weights_may_be_functions(clips):
     assert (f.trace['smooth'][:3] == 0).all() and (f.trace['smooth'][3:] > 0).all()
     assert {0., .2, .4, .6, .8} <= {round(s, 6) for s in seen}
 
-@pytest.mark.parametrize('bad, word', [(dict(schedule=(Stage(1, weights=dict(data=1.)),)), 'data'), (dict(fixed=torch.ones(3).bool()), '55')])
+@pytest.mark.parametrize('bad, word', [(dict(schedule=(Stage(1, weights=dict(data=1.)),)), 'data'),
+                                       (dict(fixed=torch.ones(3).bool()), '55')])
 def test_what_cannot_be_meant_is_refused(clips, bad, word):
     with pytest.raises(PriorError, match=word): fit_poses(clips, [Smooth()], **bad)
 

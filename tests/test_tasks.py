@@ -137,8 +137,8 @@ def test_run_leaves_out_what_was_seen(tmp_path, parts, priors):
     saved = fit_run(GaussianPrior('diagonal', joints='body'), parts['train'], parts['val'])
     saved.save_pretrained(tmp_path/'mine')
     said = []
-    b = run_tasks([str(tmp_path/'mine')], ['complete'], fit=['gaussian:full'], output=tmp_path/'out', say=lambda *w: said.append(' '.join(map(str, w))),
-                  windows=1, length=10, poses=12, samples=200)
+    b = run_tasks([str(tmp_path/'mine')], ['complete'], fit=['gaussian:full'], output=tmp_path/'out',
+                  say=lambda *w: said.append(' '.join(map(str, w))), windows=1, length=10, poses=12, samples=200)
     assert set(b.entrants) == {'none', 'gaussian:full', 'mine'} and (tmp_path/'out'/'tasks.md').exists()
     held = {p['group'] for n in ('val', 'test') for p in parts[n].provenance}
     assert b.about['recordings'] <= len(held) and any('held out' in s or 'left out' in s for s in said)
