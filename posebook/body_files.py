@@ -8,13 +8,13 @@ __all__ = ['SMPLX_KEYPOINTS', 'LAYOUTS', 'BodyError', 'BodyUnpickler', 'plain_ar
            'convert_body']
 
 # %% ../nbs/00bf_body_files.ipynb #00bf-003
-import json, pickle, re, zipfile
-from collections.abc import Mapping, Sequence
+import pickle, re, zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np
 from .kinematics import tree_depths
-from .skeleton import Skeleton, get_skeleton, mirror_ids
+from .skeleton import get_skeleton
 from .take import MotionError, whole_file
 
 # %% ../nbs/00bf_body_files.ipynb #00bf-006

@@ -158,13 +158,21 @@ def replaced(self:Camera,
 
 # %% ../nbs/00d_camera.ipynb #00d-015
 @patch(as_prop=True)
-def fx(self:Camera)->Tensor: return self.focal[...,0]
+def fx(self:Camera)->Tensor:
+    "Focal length along x, pixels"
+    return self.focal[...,0]
 @patch(as_prop=True)
-def fy(self:Camera)->Tensor: return self.focal[...,1]
+def fy(self:Camera)->Tensor:
+    "Focal length along y, pixels"
+    return self.focal[...,1]
 @patch(as_prop=True)
-def cx(self:Camera)->Tensor: return self.center[...,0]
+def cx(self:Camera)->Tensor:
+    "Principal point, x in pixels"
+    return self.center[...,0]
 @patch(as_prop=True)
-def cy(self:Camera)->Tensor: return self.center[...,1]
+def cy(self:Camera)->Tensor:
+    "Principal point, y in pixels"
+    return self.center[...,1]
 
 @patch(as_prop=True)
 def position(self:Camera)->Tensor:

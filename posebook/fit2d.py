@@ -66,7 +66,9 @@ class Keypoints2D(Term):
     sigma:Tensor|float = 10. # Spread, pixels; shape (B,), (B, T) or a number
     robust:float = 5. # Spreads beyond which a joint pulls less and less
 
-    def stiffness(self): return 0, 1/.02**2 # of a joint at 2 cm
+    def stiffness(self):
+        "That of a joint at 2 cm"
+        return 0, 1/.02**2
     def __call__(self, guess):
         x,known = seen_joints(guess.joints, self.layout, guess.model)
         r = self.camera.project(x)-windows(self.target, 4).to(x)
@@ -117,8 +119,13 @@ class Proposals:
     translation:Tensor # (H, N, 3) metres
     misfit:Tensor # Share of the spread of the keypoints that is not explained, (H, N)
 
-def turntable(poses, layout, model, yaws):
-    "Views of poses: complex (Y*S, K), heights up; positions (S, K, 3); which exist (K,)"
+def turntable(
+    poses:Tensor, # Axis-angle, (S, 55, 3)
+    layout:Skeleton, # Of K keypoints
+    model, # Forward model with `joints`
+    yaws:int, # Sides, Y
+)->tuple: # Complex (Y*S, K), heights up; positions (S, K, 3); which exist (K,); the angles (Y,)
+    "Views of poses from all sides"
     x,known = seen_joints(model.joints(poses), layout, model)
     a = torch.arange(yaws).to(x)*(2*math.pi/yaws)
     u = a.cos()[:,None,None]*x[...,0]+a.sin()[:,None,None]*x[...,2]
@@ -323,7 +330,10 @@ class _Job:
 
 # %% ../nbs/05c_fit2d.ipynb #05c-023
 @patch
-def begin(self:_Job, hypotheses, proposals):
+def begin(self:_Job,
+    hypotheses:int, # Ways to face
+    proposals:int, # Poses to draw
+):
     "Proposals, after turn and place have settled: poses (H, N, 55, 3) and translations (H, N, 3)"
     poses = relaxed_pose()
     if self.prior is not None and proposals: poses = _whole(self.prior.sample(proposals, generator=self.generator))
@@ -340,7 +350,10 @@ def _whole(poses):
     return out
 
 @patch
-def choose(self:_Job, begin, smooth):
+def choose(self:_Job,
+    begin:list, # Poses (H, N, 55, 3) and translations (H, N, 3)
+    smooth:float|None, # Spread of accelerations, metres; None: rows are independent
+):
     "Fit every hypothesis for a while; the cheapest of each person, or the cheapest path through frames"
     (H,N),rows = begin[0].shape[:2],torch.arange(len(self.keypoints))
     f = self.run(begin[0].flatten(0, 1), begin[1].flatten(0, 1), [self.term(rows.repeat(H), robust=2.)], (Stage(80, .05),), self.likely())
@@ -366,7 +379,11 @@ def cheapest_path(
     return torch.stack(path[::-1])
 
 @patch
-def finish(self:_Job, poses, t, smooth):
+def finish(self:_Job,
+    poses:Tensor, # (N, 55, 3)
+    t:Tensor, # Translations, (N, 3) metres
+    smooth:float|None, # Spread of accelerations, metres; None: rows are independent
+):
     "The last stage, and the result"
     N,track = len(poses),smooth is not None
     rows,terms = torch.arange(N),[]

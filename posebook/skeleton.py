@@ -120,13 +120,18 @@ def index(self:Skeleton,
 _SKELETONS:dict[str, Skeleton] = {}
 
 def register_skeleton(
-    skeleton:Skeleton, # A skeleton with a new name
-)->Skeleton: # The same
+    skeleton:Skeleton, # A skeleton with a new name, or one that is known
+)->Skeleton: # The one that is known by that name
     "Make a skeleton known by its name"
-    if skeleton.name in _SKELETONS:
-        raise ValueError(f'there is a skeleton {skeleton.name!r} already')
-    _SKELETONS[skeleton.name] = skeleton
-    return skeleton
+    known = _SKELETONS.get(skeleton.name)
+    if known is not None and not _alike(known, skeleton):
+        raise ValueError(f'there is another skeleton {skeleton.name!r} already')
+    return _SKELETONS.setdefault(skeleton.name, skeleton)
+
+def _alike(a:Skeleton, b:Skeleton)->bool:
+    "Whether two skeletons have the same tree and rest"
+    rest = a.offsets is b.offsets or (a.offsets is not None and b.offsets is not None and torch.equal(a.offsets, b.offsets))
+    return rest and (a.joints,a.parents)==(b.joints,b.parents)
 
 def list_skeletons()->list[str]:
     "The names that `get_skeleton` knows"

@@ -1,13 +1,11 @@
 "Fits to keypoints: exact recovery where it is possible, batches, outliers, presets, tracks, bodies with shape, files."
-import numpy as np
 import pytest
 import torch
 
 from posebook.amass import read_npz
-from posebook.camera import Camera
 from posebook.coordinates import PriorError
 from posebook.fit2d import (BODY, PRESETS, RECIPES, Fit2D, Keypoints2D, cheapest_path, fit_keypoints, made_up_keypoints,
-                            picture_cameras, pixels_per_metre, plot_fits, propose, recipe, relaxed_pose, seen_joints)
+                            picture_cameras, pixels_per_metre, plot_fits, propose, recipe, seen_joints)
 from posebook.fitting import Bones, Guess
 from posebook.gaussian import GaussianPrior
 from posebook.keypoints import Keypoints

@@ -75,7 +75,8 @@ def test_confidence_above_one_is_one(tmp_path):
     assert read_openpose(frame(tmp_path, [dict(pose_keypoints_2d=x.ravel().tolist())])).confidence[0, 0] == 1
 
 @pytest.mark.parametrize('text, says', [
-    ('{', 'JSON'), ('[]', 'keypoints'), ('{"people": 3}', 'people: expected a list'), ('{"people": [3]}', r'people\[0\]: expected an object'),
+    ('{', 'JSON'), ('[]', 'keypoints'), ('{"people": 3}', 'people: expected a list'),
+    ('{"people": [3]}', r'people\[0\]: expected an object'),
     ('{"people": [{"pose_keypoints": []}]}', r'people\[0\].pose_keypoints_2d: expected a list of numbers, found keys pose_keypoints'),
     ('{"people": [{"pose_keypoints_2d": [1, 2, 3]}]}', 'found 3 numbers'),
     ('{"people": [{"pose_keypoints_2d": "abc"}]}', 'a list of numbers, found str'),

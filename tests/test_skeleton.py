@@ -1,8 +1,10 @@
 "Skeletons: trees, mirror images and forward kinematics against independent loops, on every layout."
 import numpy as np, pytest, torch
+from dataclasses import replace
+
 from hypothesis import given, settings, strategies as st
 
-from posebook import kinematics, skeleton as sk
+from posebook import kinematics
 from posebook.rotations import axis_angle_to_matrix, random_rotations
 from posebook.skeleton import (Skeleton, convert_pose, forward_kinematics, get_skeleton,
     global_to_local, joint_subset, list_skeletons, local_to_global, mirror_joints, mirror_pose,
@@ -130,7 +132,10 @@ def test_bad_trees(change, says):
     with pytest.raises(ValueError, match=says): Skeleton(**good | change)
 
 def test_registry():
-    with pytest.raises(ValueError, match='already'): register_skeleton(get_skeleton('smplx'))
+    smplx = get_skeleton('smplx')
+    assert register_skeleton(replace(smplx)) is smplx                    # the same once more is no mistake
+    for change in (dict(offsets=smplx.offsets+.01), dict(joints=[j.upper() for j in smplx.joints])):
+        with pytest.raises(ValueError, match='another skeleton .* already'): register_skeleton(replace(smplx, **change))
     with pytest.raises(ValueError, match="unknown skeleton 'nope'"): get_skeleton('nope')
     assert get_skeleton(get_skeleton('smil')) is get_skeleton('smil')
 
