@@ -15,13 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 import torch
-from fastcore.basics import patch
 from torch import Tensor
 from .coordinates import PriorError
 from .prior import PosePrior
 from .rotations import (axis_angle_to_matrix, axis_angle_to_quaternion, canonical_axis_angle,
                                 matrix_to_axis_angle, project_to_so3, quaternion_multiply,
-                                quaternion_to_axis_angle, slerp)
+                                quaternion_to_axis_angle)
 from .skeleton import Skeleton, forward_kinematics, get_skeleton
 
 # %% ../nbs/05_fitting.ipynb #05-005

@@ -25,8 +25,8 @@ from .gaussian import GaussianPrior
 from .metrics import Interval, angular_error, bootstrap_ci, mpjpe, pa_mpjpe
 from .poses import PoseSet
 from .prior import PosePrior, whole_folder
-from .scoreboard import (error_bar, fit_rows, load_rows, markdown_table, read_parts, recording_ids, seen_by,
-                                 unseen, value_and_ends)
+from .scoreboard import (fit_rows, load_rows, markdown_table, read_parts, recording_ids, seen_by,
+                                 unseen)
 from .scores import aligned
 from .sketch import PoseFigure
 

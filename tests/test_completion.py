@@ -8,7 +8,7 @@ from posebook.fitting import Bones, Cloud, Joints3D, Markers, Stage
 from posebook.gaussian import GaussianPrior
 from posebook.global_flow import GlobalFlowPrior
 from posebook.poses import embedded_data
-from posebook.rotations import axis_angle_to_matrix, canonical_axis_angle, matrix_to_axis_angle
+from posebook.rotations import axis_angle_to_matrix, canonical_axis_angle
 from posebook.skeleton import get_skeleton
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)

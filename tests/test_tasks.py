@@ -6,7 +6,7 @@ from posebook.gaussian import GaussianPrior
 from posebook.metrics import bootstrap_ci
 from posebook.poses import embedded_data
 from posebook.scoreboard import recording_ids
-from posebook.tasks import (METRICS, NOISE, TASKS, Entrant, Ground, Result, TaskBoard, compare_tasks, even, make_ground, run_tasks, task)
+from posebook.tasks import (METRICS, NOISE, TASKS, Entrant, Result, TaskBoard, compare_tasks, even, make_ground, run_tasks, task)
 
 @pytest.fixture(scope='module')
 def parts(): return embedded_data().split(by='sequence', fractions=(.5, .15, .35), seed=0)
