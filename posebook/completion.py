@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from .coordinates import PriorError, check_poses
-from .fitting import Bones, Cloud, Fit, Guess, Joints3D, Markers, Nearby, Stage, fit_poses, windows
+from .fitting import Bones, Cloud, Fit, Guess, Joints3D, Nearby, Stage, fit_poses, windows
 from .gaussian import GaussianPrior
 from .metrics import angular_error
 from .prior import PosePrior
