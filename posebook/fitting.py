@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SCHEDULE', 'TORSO', 'Bones', 'Guess', 'Term', 'windows', 'pull', 'Joints3D', 'Markers', 'Smooth', 'Plausible',
            'whole_poses', 'shake', 'Stay', 'Ordinary', 'tangent_gradient', 'turn_by', 'Strides', 'Stage', 'Fit',
-           'fit_poses', 'spreader', 'over_time', 'steps_of', 'losses_and_gradients', 'free_joints', 'check_names',
-           'stack_traces', 'shortest_arc', 'torso_turn', 'pose_from_joints', 'toward', 'soften', 'Cloud', 'draw',
-           'Nearby', 'calibrate']
+           'fit_poses', 'not_finite', 'spreader', 'over_time', 'steps_of', 'losses_and_gradients', 'free_joints',
+           'check_names', 'stack_traces', 'shortest_arc', 'torso_turn', 'pose_from_joints', 'toward', 'soften', 'Cloud',
+           'draw', 'Nearby', 'calibrate']
 
 # %% ../nbs/05_fitting.ipynb #05-002
-import math
+import math, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -285,6 +285,7 @@ class Fit:
     shape:Tensor|None # Of the body
     joints:Tensor # Where the joints are, metres
     trace:dict # Name of a term to its weighted value at each step, shape (steps, B); 'total' is their sum
+    stuck:Tensor|None=None # True for windows that stood still in some step, as a gradient was not finite, shape (B,)
 
 def fit_poses(
     start:Tensor, # Axis-angle, shape (B, T, J, 3) for windows of frames, or (B, J, 3) for single poses
@@ -305,6 +306,7 @@ def fit_poses(
     terms = [*terms, *([] if prior is None else [prior if isinstance(prior, Term) else Plausible(prior)])]
     check_names(terms, schedule)
     free,model,trace = free_joints(poses, fixed),model or Bones(),[]
+    stuck = torch.zeros(len(poses), dtype=torch.bool, device=poses.device)
     may = dict(poses=free, translation=free.amax(2)) # a frame whose joints are all fixed stays where it is
     for stage,i,progress in steps_of(schedule):
         if i==0: strides,spread = Strides(),spreader(poses, terms, stage, progress)
@@ -312,7 +314,9 @@ def fit_poses(
         parts,grads = losses_and_gradients(model, x, [m for m in moves if m in x], terms, stage, now)
         trace.append(parts)
         strides.count += 1
+        stuck |= (broken := not_finite(grads, stuck))
         for name,g in grads.items():
+            g = torch.where(broken.view(-1, *[1]*(g.ndim-1)), 0., g)
             if name=='poses': g = tangent_gradient(x[name], g)
             if name!='shape': g = over_time(g, spread, may[name])
             step = stage.rate(i)*strides(name, g)
@@ -320,7 +324,16 @@ def fit_poses(
     x['poses'] = torch.where(free>0, x['poses'], poses)
     with torch.no_grad(): joints = Guess(model, **x).joints
     shown = {k: v[:,0] if single and k!='shape' else v for k,v in dict(x, joints=joints).items()}
-    return Fit(shown['poses'], shown['translation'], x.get('shape'), shown['joints'], stack_traces(trace))
+    if stuck.any(): warnings.warn(f'{int(stuck.sum())} of {len(stuck)} windows met a gradient that is not finite '
+                                  'and did not move in that step: see Fit.stuck')
+    return Fit(shown['poses'], shown['translation'], x.get('shape'), shown['joints'], stack_traces(trace), stuck)
+
+def not_finite(
+    grads:dict, # Name to gradient, shape (B, ...)
+    like:Tensor, # Of the shape of the answer, (B,)
+)->Tensor: # Shape (B,)
+    "Windows with a gradient that is not finite"
+    return sum((~g.flatten(1).isfinite().all(1) for g in grads.values()), torch.zeros_like(like)).bool()
 
 # %% ../nbs/05_fitting.ipynb #05-017
 def spreader(
@@ -377,7 +390,7 @@ def losses_and_gradients(
         if not parts or not total.requires_grad: return {}, {}
         grads = torch.autograd.grad(total.sum(), [leaves[k] for k in moves], allow_unused=True)
     parts['total'] = total
-    return {k: v.detach() for k,v in parts.items()},{k: g.nan_to_num(0., 0., 0.) for k,g in zip(moves, grads) if g is not None}
+    return {k: v.detach() for k,v in parts.items()},{k: g for k,g in zip(moves, grads) if g is not None}
 
 def free_joints(
     poses:Tensor, # Shape (B, T, J, 3)

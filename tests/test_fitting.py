@@ -302,3 +302,16 @@ def test_paths_pass_through_keys_and_lines_stay_lines():
     assert torch.allclose(cubic_path(line, keys), line, atol=1e-5)
     x = torch.randn(2, 11, 3, generator=gen())
     assert torch.allclose(cubic_path(x, keys)[:, keys], x[:, keys], atol=1e-6)
+
+def test_a_window_whose_gradient_breaks_stands_still_and_is_told():
+    from posebook.fitting import Term
+    class Broken(Term):
+        def __call__(self, guess):
+            x = guess.poses.flatten(1).sum(1)
+            return torch.stack([x[0]*0, (x[1]*0).sqrt()+x[1]])           # the slope of a root at nothing
+    start = .1*torch.randn(2, 3, 55, 3, generator=torch.Generator().manual_seed(0))
+    target = Bones().joints(start*0)
+    with pytest.warns(UserWarning, match='1 of 2 windows'):
+        fit = fit_poses(start, [Joints3D(target), Broken()], schedule=(Stage(20, .03),), moves=('poses',))
+    assert fit.stuck.tolist() == [False, True]
+    assert torch.allclose(fit.poses[1], start[1], atol=1e-5) and not torch.allclose(fit.poses[0], start[0], atol=1e-2)
