@@ -73,7 +73,8 @@ def write_walk(
     one:bool=False, # Whether the steps are one body's way, and the result is all of them
 )->Path: # `output`
     "The result, and on request each step and pictures"
-    from posebook.view import plot_poses, save_figure
+    from posebook.portraits import plot_bodies
+    from posebook.view import save_figure
     from posebook.scene import Scene, write_poses
     path,result = Path(output),history[:,0] if one else history[-1]
     write_poses(result, path, name)
@@ -83,7 +84,7 @@ def write_walk(
     scene = Scene.from_steps(history[:,:MOST], values[:,:MOST], source=None if source is None else source[:MOST], title=name)
     for wanted,file in ((steps,path.with_name(path.stem+'-steps.npz')), (render,path.with_name(path.stem+'-steps.html'))):
         if wanted: print(f'{scene.save(file)}: posebook view {file}' if file.suffix=='.npz' else scene.save(file))
-    if render: print(save_figure(plot_poses(result[:64], ncols=8), path.with_suffix('.png')))
+    if render: print(save_figure(plot_bodies(result[:64], ncols=8), path.with_suffix('.png')))
     return path
 
 MOST = 12 # Bodies side by side

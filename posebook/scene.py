@@ -22,7 +22,8 @@ from .retarget import retarget
 from .skeleton import Skeleton, get_skeleton
 from posebook.sketch import (GHOST, INK, PoseFigure, Sketch, as_positions, draw_sketch, on_ground, sketch,
     view_axes)
-from .view import animate, panels, plot_poses, save_figure
+from .portraits import plot_bodies
+from .view import animate, panels, save_figure
 
 # %% ../nbs/00fa_scene.ipynb #00fa-006
 @dataclass(eq=False)
@@ -420,6 +421,6 @@ def write_poses(
     path,poses = Path(path),torch.as_tensor(poses).detach().cpu()
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in ('.html','.gif','.mp4'): return animate(poses, path, fps=fps)
-    if path.suffix in ('.png','.svg','.pdf'): return save_figure(plot_poses(poses[:64], ncols=8), path)
+    if path.suffix in ('.png','.svg','.pdf'): return save_figure(plot_bodies(poses[:64], ncols=8), path)
     write_motion(Motion(poses, torch.zeros(len(poses), 3), get_skeleton('smplx'), fps, name, 'posebook'), path)
     return path
