@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAMILY', 'COMMANDS', 'open_motion', 'open_prior', 'bones_of', 'window_starts', 'cut', 'blend', 'blend_poses',
            'noise_level', 'write_result', 'before_and_after', 'denoise', 'inbetween', 'key_frames', 'complete',
-           'missing_joints', 'over_time', 'fit2d', 'some_people', 'pictures', 'some_pictures']
+           'missing_joints', 'over_time', 'fit2d', 'some_people', 'pictures', 'with_sizes', 'some_pictures']
 
 # %% ../nbs/05e_fitting_commands.ipynb #05e-003
 import math
@@ -289,6 +289,8 @@ def fit2d(
     from posebook.body import Body
     from posebook.fit2d import fit_keypoints, picture_cameras, plot_fits
     people = some_people(keypoints, sequence or output.endswith('.npz'), least, most)
+    files = pictures(images, people.images)
+    if files and people.sizes is None and not size: people = with_sizes(people, files)
     p = None if prior=='none' else PosePrior.from_pretrained(prior)
     model = None if body=='none' else Body.load(body)
     camera = picture_cameras(people, focal or None, tuple(size) if size else None)
@@ -296,7 +298,7 @@ def fit2d(
                         smooth=smooth if sequence else None, seed=seed)
     for file in fit.save(output, fps): print(file)
     print(f'{len(people)} people, {fit.median_error():.1f} pixels off (median)')
-    if figure: print(save_figure(plot_fits(some_pictures(fit), pictures(images, people.images)), figure))
+    if figure: print(save_figure(plot_fits(some_pictures(fit), files), figure))
     if animation:
         m = Motion(fit.poses, fit.translation, 'smplx', fps, Path(keypoints).stem, meta=dict(up='y'))
         print(Scene.from_motions(m).save(animation))
@@ -332,6 +334,19 @@ def pictures(
     found = {n: files[stem] for n in names if (stem := Path(n).stem.removesuffix('_keypoints')) in files}
     if not found: raise PriorError(f'--images {images}: none of its {len(files)} pictures has a name such as {names[0]}')
     return found
+
+def with_sizes(
+    people, # `Keypoints` that do not say how large their pictures are
+    files:dict, # Name to path of the pictures
+): # `Keypoints` that do
+    "Sizes as the pictures have them; all must be there, as each camera depends on its own"
+    from PIL import Image
+    lost = [n for n in people.images if n not in files]
+    if lost: raise PriorError(f'--images: no picture for {lost[0]}, and its keypoints do not say how large it is; give --size')
+    def size(path):
+        with Image.open(path) as i: return i.size
+    sizes = {n: size(f) for n,f in files.items()}
+    return replace(people, sizes=torch.tensor([sizes[n] for n in people.images]))
 
 def some_pictures(
     fit, # `Fit2D`
