@@ -218,14 +218,16 @@ def _walk_up(gP, gG, R, G, o, order, parent, gR, go):
 # %% ../nbs/00a_kinematics.ipynb #00a-021
 def numba_kernels(
     *functions, # Plain functions on numbers and numpy arrays; later ones may call earlier ones by name
+    fastmath:tuple=('contract','nsz'), # Liberties with arithmetic, see numba's `fastmath`
+    asked:str="backend='numba'", # What the error says that needs numba
 )->tuple[Callable, ...]: # The same, compiled when first called, in the order given
     "Functions compiled by numba, kept on disk where there is a place; an error that names the extra"
     try: from numba import njit
     except ImportError as e:
-        raise ImportError("backend='numba' needs numba: pip install 'posebook[fast]'") from e
+        raise ImportError(f"{asked} needs numba: pip install 'posebook[fast]'") from e
     known,made = dict(functions[0].__globals__),[]
     for f in functions:
-        made.append(njit(nogil=True, fastmath={'contract','nsz'})(FunctionType(f.__code__, known, f.__name__)))
+        made.append(njit(nogil=True, fastmath=set(fastmath))(FunctionType(f.__code__, known, f.__name__)))
         try: made[-1].enable_caching()
         except (RuntimeError, OSError): pass # no writable place: compiled again in the next process
         known[f.__name__] = made[-1]

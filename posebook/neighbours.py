@@ -7,15 +7,14 @@ __all__ = ['METHODS', 'PoseIndex', 'nearest_neighbours', 'nearest_neighbour_dist
 
 # %% ../nbs/00fb_neighbours.ipynb #00fb-003
 import math
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.util import find_spec
-from types import FunctionType
 import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
+from .kinematics import in_threads, numba_kernels
 from .rotations import (axis_angle_to_quaternion, quaternion_distance,
                                 quaternion_to_matrix)
 from .skeleton import joint_subset
@@ -266,20 +265,7 @@ def _scan(q, blocks, size, slack, own, ids, best, values, refs, count, first, la
 @lru_cache
 def _compiled():
     "`_scan`, compiled"
-    try: from numba import njit
-    except ImportError as e:
-        raise ImportError("method='numba' needs numba: pip install 'posebook[fast]'") from e
-    known = dict(globals())
-    for f in (_add_angles, _note, _scan):
-        jit = njit(nogil=True, fastmath={'contract','nnan','nsz','reassoc'})
-        known[f.__name__] = _cached(jit(FunctionType(f.__code__, known, f.__name__)))
-    return known['_scan']
-
-def _cached(f):
-    "A compiled function that is kept on disk, if there is a place for it"
-    try: f.enable_caching()
-    except (RuntimeError, OSError): pass # no writable place: compiled again in the next process
-    return f
+    return numba_kernels(_add_angles, _note, _scan, fastmath=('contract','nnan','nsz','reassoc'), asked="method='numba'")[-1]
 
 def _by_scan(
     index:PoseIndex, # Where to search, on a CPU
@@ -295,20 +281,13 @@ def _by_scan(
     refs,count = np.empty((Q,room), np.int32),np.zeros(Q, int)
     args = (q.detach().float().numpy(), index._once(_blocks).numpy(), len(index), slack, own, ids,
             best, values, refs, count)
-    _in_threads(lambda first, last: _compiled()(*args, first, last), Q)
+    in_threads(lambda first, last: _compiled()(*args, first, last), Q, 1)
     i,c = np.nonzero((np.arange(room)<count[:,None]) & (values<=best[:,-1:]+slack))
     d,near = _rank(q, index.poses, torch.from_numpy(np.stack([i, refs[i,c]], 1)), k)
     if len(full := torch.from_numpy(np.nonzero(count<0)[0])):
         again = skip and (skip[0][full], skip[1])
         d[full],near[full] = _by_torch(index, q[full], k, again, chunk)
     return d, near
-
-def _in_threads(f, n:int)->None:
-    "Call `f(first, last)` for ranges that cover 0 to `n`, in as many threads as torch uses"
-    threads = min(torch.get_num_threads(), n)
-    cuts = [n*i//threads for i in range(threads+1)]
-    if threads<2: return f(0, n)
-    with ThreadPoolExecutor(threads) as pool: list(pool.map(f, cuts[:-1], cuts[1:]))
 
 # %% ../nbs/00fb_neighbours.ipynb #00fb-039
 def _near(

@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'CLAY', 'KEY', 'SKY', 'GROUND', 'icosphere', 'Triangles', 'project_faces', 'pixel_boxes', 'pixel_pairs',
-           'compiled', 'pytorch3d_meshes', 'choose_backend', 'Fragments', 'rasterize', 'interpolate', 'face_normals',
+           'pytorch3d_meshes', 'choose_backend', 'Fragments', 'rasterize', 'interpolate', 'face_normals',
            'vertex_normals', 'shade', 'render', 'shrink', 'over', 'occluded']
 
 # %% ../nbs/00da_raster.ipynb #00da-003
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
-from types import FunctionType
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.colors import to_rgb
 from torch import Tensor
 from .camera import Camera, Distortion
+from .kinematics import numba_kernels
 
 # %% ../nbs/00da_raster.ipynb #00da-006
 def icosphere(
@@ -252,21 +252,7 @@ def _fill(xy, near, corners, image, low, size, start, way, sign, tie, cx, cy, de
                 if z<depth[i,y,x]: depth[i,y,x],winner[i,y,x] = z,n
 
 @lru_cache
-def compiled(
-    *functions, # Plain functions of one module, the one to call last; each may call those before it
-    fastmath:tuple=(), # Liberties with arithmetic, see numba's `fastmath`
-): # The last of them as machine code, kept on disk where there is a place for it
-    "Compile with numba, which is only needed here"
-    try: from numba import njit
-    except ImportError as e:
-        raise ImportError("backend='numba' needs numba: pip install 'posebook[fast]'") from e
-    known = dict(functions[-1].__globals__)
-    for f in functions:
-        compiler = njit(nogil=True, error_model='numpy', fastmath=set(fastmath))
-        jit = known[f.__name__] = compiler(FunctionType(f.__code__, known, f.__name__))
-        try: jit.enable_caching()
-        except (RuntimeError, OSError): pass     # no writable place: compiled again in the next process
-    return jit
+def _filling(): return numba_kernels(_fill, fastmath=())[0]
 
 def _winners_numba(tri:Triangles, width:int, height:int)->Tensor:
     "The nearest triangle of every pixel, on one CPU core"
@@ -277,7 +263,7 @@ def _winners_numba(tri:Triangles, width:int, height:int)->Tensor:
     parts = [x.contiguous().numpy() for x in parts]
     centres = [(np.arange(n)+.5).astype(parts[0].dtype) for n in (width, height)]
     depth,winner = np.full((B,height,width), np.inf, np.float32),np.full((B,height,width), -1)
-    compiled(_fill)(*parts, *centres, depth, winner)
+    _filling()(*parts, *centres, depth, winner)
     return torch.from_numpy(winner).flatten()
 
 # %% ../nbs/00da_raster.ipynb #00da-021

@@ -7,6 +7,7 @@ __all__ = ['reach', 'ndc_to_pixels', 'pixels_to_ndc', 'soft_silhouette', 'iou_lo
 
 # %% ../nbs/00db_silhouette.ipynb #00db-003
 import math
+from functools import lru_cache
 from types import FunctionType
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from .camera import Camera
-from .raster import (Triangles, _pytorch3d, choose_backend, compiled, pixel_boxes, project_faces,
+from .kinematics import numba_kernels
+from .raster import (Triangles, _pytorch3d, choose_backend, pixel_boxes, project_faces,
     pytorch3d_meshes, rasterize, _places)
 
 # %% ../nbs/00db_silhouette.ipynb #00db-006
@@ -308,6 +310,9 @@ def _leaps(g, after):
 _LIBERTIES = 'contract','nnan','nsz','reassoc','arcp' # fastmath, but for infinities, which mean full coverage
 _EXACT = FunctionType(_exact.__code__, globals(), '_exp') # takes the place of `_exp` in float64
 
+@lru_cache
+def _compiled(*functions, fastmath=_LIBERTIES): return numba_kernels(*functions, fastmath=fastmath)[-1]
+
 class _Numba:
     "The soft picture and its gradient on one CPU core"
     def __init__(self, xy:Tensor, tri:Triangles, width:int, height:int, sigma:float, cutoff:float):
@@ -318,7 +323,7 @@ class _Numba:
         parts = [x.contiguous().numpy() for x in (tri.corners, tri.image, *boxes)]
         self.args = self.xy,*parts,number(radius),number(sigma**-2)
         exp = _exp if number is np.float32 else _EXACT
-        self.kernel = lambda f: compiled(exp, _numbers, _corner, _cut, f, fastmath=_LIBERTIES)
+        self.kernel = lambda f: _compiled(exp, _numbers, _corner, _cut, f)
     def alpha(self, keep:bool)->tuple[Tensor, Tensor]:
         "Coverage and what it leaves, (B,H,W)"
         product = np.ones(self.shape, self.xy.dtype)
@@ -329,7 +334,7 @@ class _Numba:
         "Gradient of the places (P,2), given that of x divided by D, (B,H,W)"
         g = F.pad(g*(-2*float(self.args[-1])), (0, 8)).numpy()
         after,grad = np.empty(self.shape, np.int64),np.zeros_like(self.xy)
-        compiled(_leaps)(g, after)
+        _compiled(_leaps, fastmath=())(g, after)
         self.kernel(_uncover)(*self.args, g, after, grad)
         return torch.from_numpy(grad)
 
