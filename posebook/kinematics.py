@@ -226,8 +226,9 @@ def numba_kernels(
     except ImportError as e:
         raise ImportError(f"{asked} needs numba: pip install 'posebook[fast]'") from e
     known,made = dict(functions[0].__globals__),[]
+    compiler = njit(nogil=True, error_model='numpy', fastmath=set(fastmath)) # divisions by nothing are infinite, as in numpy
     for f in functions:
-        made.append(njit(nogil=True, fastmath=set(fastmath))(FunctionType(f.__code__, known, f.__name__)))
+        made.append(compiler(FunctionType(f.__code__, known, f.__name__)))
         try: made[-1].enable_caching()
         except (RuntimeError, OSError): pass # no writable place: compiled again in the next process
         known[f.__name__] = made[-1]
