@@ -285,7 +285,7 @@ def _numba_backward(gP:Tensor, gG:Tensor, R:Tensor, o:Tensor, G:Tensor, parents)
 
 # %% ../nbs/00a_kinematics.ipynb #00a-025
 BACKENDS = 'auto', 'torch', 'numba'
-_ASKED = dict(poses=0, found=None) # what this process has asked for so far, and whether kernels can be had
+_ASKED = dict(found=None) # whether kernels can be had
 
 def has_numba()->bool:
     "Whether compiled kernels can be had; nothing is imported"
@@ -295,15 +295,13 @@ def has_numba()->bool:
 def use_numba(
     x:Tensor, # What would be computed on
     backend:str='auto', # 'auto', 'torch' or 'numba'
-    poses:int=0, # How much work this is; counted for 'auto'
 )->bool: # Whether a kernel should do it
     "The choice between torch and a compiled kernel"
     if backend=='torch': return False
     if backend=='numba': return _must_fit(x)
     if backend!='auto': raise ValueError(f"expected a backend among {', '.join(BACKENDS)}, found {backend!r}")
     if x.device.type!='cpu' or x.dtype not in (torch.float32, torch.float64): return False
-    if _ASKED['poses']<500: _ASKED['poses'] += poses+25
-    return _ASKED['poses']>=500 and has_numba() and _loads() and not torch.compiler.is_compiling()
+    return has_numba() and _loads() and not torch.compiler.is_compiling()
 
 def _must_fit(x:Tensor)->bool:
     "Refuse what no kernel can take"
@@ -378,7 +376,7 @@ def kinematic_chain(
 
 def _run(R:Tensor, o:Tensor, parents:tuple[int, ...], backend:str)->tuple[Tensor, Tensor]:
     "A flat batch, never in half precision: that would move joints by millimetres"
-    fast,device = use_numba(R, backend, len(R)),R.device.type
+    fast,device = use_numba(R, backend),R.device.type
     if torch.is_grad_enabled() and (R.requires_grad or o.requires_grad):
         if not torch.is_autocast_enabled(device): return _Chain.apply(R, o, parents, fast)
         with torch.autocast(device, enabled=False): return _Chain.apply(R, o, parents, fast)

@@ -118,7 +118,7 @@ def turn_matrices(
     "`axis_angle_to_matrix`, for few at a time"
     x,shape = axis_angle.reshape(-1, 3).contiguous(),(*axis_angle.shape, 3)
     needs = torch.is_grad_enabled() and x.requires_grad
-    if use_numba(x, backend, len(axis_angle)) and (needs or len(x)<2**17): return _Turn.apply(x).view(shape)
+    if use_numba(x, backend) and (needs or len(x)<2**17): return _Turn.apply(x).view(shape)
     if needs or len(x)>=2**14: return axis_angle_to_matrix(axis_angle)
     return _turn_values(x).view(shape)
 
@@ -316,6 +316,6 @@ def skin(
 )->Tensor: # Vertices, (B, V, 3) metres
     "Every vertex moved by the weighted mean of its joints' transforms"
     v,A = points.contiguous(),transforms.flatten(2).contiguous()
-    fast = use_numba(v, backend, len(A)) and (backend=='numba' or weights.few)
+    fast = use_numba(v, backend) and (backend=='numba' or weights.few)
     if torch.is_grad_enabled() and (v.requires_grad or A.requires_grad): return _Skin.apply(v, A, weights, fast)
     return (_numba_skin if fast else _torch_skin)(v, A, weights)

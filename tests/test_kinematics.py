@@ -110,17 +110,17 @@ def test_inputs_and_gradients_are_left_alone(backend):
     torch.autograd.backward((P, G), (gP, gG))
     assert (gP == 1).all() and (gG == 1).all() and torch.equal(R.detach(), kept)
 
-def test_small_calls_do_not_load_the_kernel():
-    "A script that asks for one pose never imports numba; one that goes on does, and importing posebook does not"
+def test_the_first_call_and_the_last_give_the_same_bits():
+    "Importing posebook does not import numba; the first pose does, so that nothing depends on what a process did before"
     code = '''
 import sys, torch
 from posebook.skeleton import forward_kinematics
-R = torch.eye(3).expand(55, 3, 3)
+R = torch.linalg.qr(torch.randn(55, 3, 3))[0]
 assert 'numba' not in sys.modules
 a = forward_kinematics(R)[0]
-assert 'numba' not in sys.modules
-for _ in range(25): b = forward_kinematics(R)[0]
-print('numba' in sys.modules, (a-b).abs().max().item() < 1e-6)'''
+print('numba' in sys.modules)
+for _ in range(40): b = forward_kinematics(R)[0]
+print(torch.equal(a, b))'''
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == [str(kin.has_numba()), 'True']
@@ -129,7 +129,7 @@ def test_without_numba(monkeypatch):
     "`auto` falls back; by name, the error says which extra is missing"
     kin._kernels.cache_clear()
     monkeypatch.setitem(sys.modules, 'numba', None)
-    monkeypatch.setattr(kin, '_ASKED', dict(poses=10**6, found=True))
+    monkeypatch.setattr(kin, '_ASKED', dict(found=True))
     R = rotations(2, 15)
     P = forward_kinematics(R, 'deepmimic')[0]
     assert torch.equal(P, forward_kinematics(R, 'deepmimic', backend='torch')[0])
