@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FLOWS', 'WARNING', 'COLUMNS', 'ZukoPrior', 'import_zuko', 'BestWeights', 'fit_run', 'recordings', 'make_prior',
            'is_baseline', 'fit_rows', 'Scoreboard', 'compare', 'paired_difference', 'recording_ids', 'moving_within',
-           'text_cells', 'value_and_ends', 'markdown_cells', 'markdown_table', 'error_bar', 'run_compare', 'load_rows',
-           'read_parts', 'seen_by', 'was_seen', 'unseen']
+           'text_cells', 'value_and_ends', 'markdown_cells', 'markdown_table', 'error_bar', 'run_compare',
+           'gather_rows', 'load_rows', 'read_parts', 'seen_by', 'was_seen', 'unseen']
 
 # %% ../nbs/03b_scoreboard.ipynb #03b-003
 import json, math, time
@@ -361,15 +361,27 @@ def run_compare(
     say=lambda *words: None, # Where progress goes
 )->Scoreboard:
     "Load, fit, leave out what was seen, score, save"
+    rows,held = gather_rows(priors, data, fit, train, joints, runs, say)
+    board = compare(rows, held, n_samples=samples, seeds=range(seeds))
+    if output: say(f'saved {board.save(output)}')
+    return board
+
+def gather_rows(
+    priors:list[str], # Saved priors: folders, shipped names, or NAME=run,run,run for several seeds
+    data:list[str]|None=None, # Mocap to score on; the embedded clips without it
+    fit:list[str]|None=None, # Baselines to fit: gaussian:KIND, zuko:FLOW
+    train:list[str]|None=None, # Mocap to fit them on; without it a part of `data`
+    joints:str='', # Joints of the baselines; those of the first prior without it, else body
+    runs:int=1, # Seeds of the training of each random baseline
+    say=lambda *words: None, # Where progress goes
+)->tuple[dict,PoseSet]: # Priors by row, and poses that none of them has seen
+    "Load, fit, and leave out what was seen"
     rows = load_rows(priors)
     held,source = read_parts(data, train, bool(fit), seen_by([p for r in rows.values() for p in r]), say)
     joints = joints or next((r[0].hparams.joints for r in rows.values()), 'body')
     rows |= fit_rows(fit or [], source.get('train'), source.get('val'), joints, runs, say)
     if not rows: raise PriorError('nothing to compare: name saved priors, or baselines with --fit')
-    held = unseen(held, [p for r in rows.values() for p in r], say)
-    board = compare(rows, held, n_samples=samples, seeds=range(seeds))
-    if output: say(f'saved {board.save(output)}')
-    return board
+    return rows,unseen(held, [p for r in rows.values() for p in r], say)
 
 def load_rows(
     names:list[str], # As in `run_compare`

@@ -25,8 +25,7 @@ from .gaussian import GaussianPrior
 from .metrics import Interval, angular_error, bootstrap_ci, mpjpe, pa_mpjpe
 from .poses import PoseSet
 from .prior import PosePrior, whole_folder
-from .scoreboard import (fit_rows, load_rows, markdown_table, read_parts, recording_ids, seen_by,
-                                 unseen)
+from .scoreboard import gather_rows, markdown_table, recording_ids
 from .scores import aligned
 from .sketch import PoseFigure
 
@@ -359,10 +358,7 @@ def run_tasks(
     **how, # `windows`, `length`, `poses`, `samples`, `seed` of `compare_tasks`
 )->TaskBoard:
     "Load, fit, leave out what was seen, run, save"
-    rows = load_rows(priors)
-    held,source = read_parts(data, train, bool(fit), seen_by([p for r in rows.values() for p in r]), say)
-    joints = joints or next((r[0].hparams.joints for r in rows.values()), 'body')
-    rows = fit_rows(fit or [], source.get('train'), source.get('val'), joints, 1, say)|rows
-    board = compare_tasks(rows, unseen(held, [p for r in rows.values() for p in r], say), tasks, say=say, **how)
+    rows,held = gather_rows(priors, data, fit, train, joints, 1, say)
+    board = compare_tasks(rows, held, tasks, say=say, **how)
     if output: say(f'saved {board.save(output)}')
     return board
