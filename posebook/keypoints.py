@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPENPOSE', 'COCO', 'SEEN', 'TRUST', 'KeypointError', 'Keypoints', 'read_openpose_file', 'read_openpose',
-           'write_openpose', 'read_coco', 'read_keypoints', 'draw_keypoints', 'picture_axes', 'plot_keypoints',
-           'hip_shift', 'detector_joints']
+           'write_openpose', 'read_coco', 'read_alphapose', 'read_mmpose_predictions', 'read_keypoints',
+           'draw_keypoints', 'picture_axes', 'plot_keypoints', 'hip_shift', 'detector_joints']
 
 # %% ../nbs/05b_keypoints.ipynb #05b-003
 import functools, json, math, warnings
@@ -35,6 +35,8 @@ class Keypoints:
     images:tuple[str, ...] # The picture of each, (N,)
     sizes:Tensor|None = None # Width and height of each picture, (N, 2) pixels
     skipped:tuple[str, ...] = () # What could not be read, a sentence each
+    ids:Tensor|None = None # Who is who over pictures, (N,) whole numbers; -1: the detector did not say
+    frames:Tensor|None = None # Number of the picture in its video, (N,); None: the names tell
 
     def __post_init__(self):
         object.__setattr__(self, 'layout', get_skeleton(self.layout))
@@ -48,7 +50,8 @@ class Keypoints:
 def _check_keypoints(k:Keypoints):
     "Raise `KeypointError` unless the fields fit each other"
     N,K = len(k.images),len(k.layout)
-    for name,v,shape in (('points',k.points,(N,K,2)), ('confidence',k.confidence,(N,K)), ('sizes',k.sizes,(N,2))):
+    for name,v,shape in (('points',k.points,(N,K,2)), ('confidence',k.confidence,(N,K)), ('sizes',k.sizes,(N,2)),
+                         ('ids',k.ids,(N,)), ('frames',k.frames,(N,))):
         if v is None: continue
         if tuple(v.shape)!=shape: raise KeypointError('keypoints', name, f'shape {shape} for {k.layout.name!r}', tuple(v.shape))
         if not v.isfinite().all(): raise KeypointError('keypoints', name, 'finite numbers', 'NaN or infinity')
@@ -61,9 +64,9 @@ def __getitem__(self:Keypoints,
     rows, # A row, a slice, ids or a mask
 )->Keypoints: # Those people
     "Some of the people"
-    ids = torch.arange(len(self))[rows].reshape(-1)
-    return replace(self, points=self.points[ids], confidence=self.confidence[ids], sizes=None if self.sizes is None else self.sizes[ids],
-                   images=tuple(self.images[i] for i in ids))
+    rows = torch.arange(len(self))[rows].reshape(-1)
+    given = {n: v[rows] for n in ('points','confidence','sizes','ids','frames') if (v := getattr(self, n)) is not None}
+    return replace(self, images=tuple(self.images[i] for i in rows), **given)
 
 @patch
 def seen(self:Keypoints,
@@ -140,6 +143,7 @@ def _json(path):
     "The content of a JSON file"
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise KeypointError(path, '', 'a file', 'none') from None
+    except RecursionError: raise KeypointError(path, '', 'JSON', 'lists in lists without end') from None
     except (ValueError, OSError) as e: raise KeypointError(path, '', 'JSON', f'{e}') from e
 
 # %% ../nbs/05b_keypoints.ipynb #05b-012
@@ -148,10 +152,18 @@ def read_openpose_file(
     whole:bool=False, # All 133 points with hands and face, as COCO-WholeBody orders them
 )->list[tuple[str,np.ndarray]]: # Layout and (K, 3) x, y, confidence of each person
     "The people of one frame"
-    data = _json(path)
+    return [row for row,_ in _openpose_people(_json(path), path, whole)]
+
+def _openpose_people(data, path, whole, at=''):
+    "What `read_openpose_file` returns, each with the number of the person"
     people = data.get('people') if isinstance(data, dict) else None
-    if not isinstance(people, list): raise KeypointError(path, 'people', 'a list', type(people).__name__, 'is this a file of OpenPose?')
-    return [_openpose_person(p, path, f'people[{i}]', whole) for i,p in enumerate(people)]
+    if not isinstance(people, list): raise KeypointError(path, f'{at}people', 'a list', type(people).__name__, 'is this a file of OpenPose?')
+    return [(_openpose_person(p, path, f'{at}people[{i}]', whole), _number(p.get('person_id'))) for i,p in enumerate(people)]
+
+def _number(x):
+    "The number of a person, however it is wrapped; -1 without one"
+    while isinstance(x, list): x = x[0] if x else None
+    return int(x) if isinstance(x, (int,float)) and math.isfinite(x) else -1
 
 def _openpose_person(p, path, where, whole):
     "Layout and keypoints of one person"
@@ -173,20 +185,32 @@ def read_openpose(
     size:tuple[int,int]|None=None, # Width and height of the pictures, pixels, which OpenPose does not say
 )->Keypoints: # All people, in the order of the file names
     "Read what OpenPose wrote"
-    path = Path(path)
-    files = sorted(path.glob('*.json')) if path.is_dir() else [path]
-    if not files: raise KeypointError(path, '', 'files *.json', 'none')
-    rows,names,bad = [],[],[]
+    files = _json_files(path)
+    rows,names,ids,bad = [],[],[],[]
     for f in files:
-        try: people = read_openpose_file(f, whole)
+        try: people = _openpose_people(_json(f), f, whole)
         except KeypointError as e:
             if len(files)==1: raise
             bad.append(str(e)); continue
-        rows += people; names += [f.stem.removesuffix('_keypoints')]*len(people)
-    return _gather(path, rows, names, None if size is None else [size]*len(rows), bad, len(files), 'files')
+        rows += [r for r,_ in people]; ids += [i for _,i in people]
+        names += [f.stem.removesuffix('_keypoints')]*len(people)
+    return _gather(path, rows, names, None if size is None else [size]*len(rows), bad, len(files), 'files', ids)
+
+def _json_files(path):
+    "The file, or those of a folder in the order of their names, hidden ones left out; each picture once"
+    path = Path(path)
+    if not path.is_dir(): return [path]
+    files = sorted(f for f in path.glob('*.json') if not f.name.startswith('.'))
+    if not files: raise KeypointError(path, '', 'files *.json', 'none')
+    seen = {}
+    for f in files:
+        name = f.stem.removesuffix('_keypoints')
+        if name in seen: raise KeypointError(path, name, 'one file a frame', f'{seen[name]} and {f.name}', 'remove one of them')
+        seen[name] = f.name
+    return files
 
 # %% ../nbs/05b_keypoints.ipynb #05b-014
-def _gather(path, rows, names, sizes, bad, total, what):
+def _gather(path, rows, names, sizes, bad, total, what, ids=(), frames=()):
     "`Keypoints` of rows (layout, (K, 3)); warn of what was skipped"
     if bad and len(bad)==total: raise KeypointError(path, '', f'at least one of {total} {what} that can be read', f'none; {bad[0]}')
     if bad: warnings.warn(f'{path}: {len(bad)} of {total} {what} skipped; the first: {bad[0]}', stacklevel=3)
@@ -194,7 +218,10 @@ def _gather(path, rows, names, sizes, bad, total, what):
     x = [_one_layout(v, n, layouts[0]) for n,v in rows]
     x = torch.tensor(np.array(x), dtype=torch.float32).view(len(rows), len(get_skeleton(layouts[0])), 3)
     sizes = None if sizes is None or any(s is None for s in sizes) else torch.tensor(sizes).view(-1, 2)
-    return Keypoints(x[...,:2], x[...,2].clamp(0, 1), layouts[0], names, sizes, tuple(bad))
+    over = int((x[...,2]>1.1).sum())
+    if over: warnings.warn(f'{path}: {over} confidences above 1, up to {x[...,2].max():.2g}, count as 1', stacklevel=3)
+    ids = torch.tensor(ids) if any(i>=0 for i in ids) else None
+    return Keypoints(x[...,:2], x[...,2].clamp(0, 1), layouts[0], names, sizes, tuple(bad), ids, torch.tensor(frames) if frames else None)
 
 def _one_layout(v, have, want):
     "Keypoints (K, 3) in the layout of the first person"
@@ -213,9 +240,10 @@ def write_openpose(
         folder, 'layout', ' or '.join(OPENPOSE.values()), keypoints.layout.name, 'use `to`')
     Path(folder).mkdir(parents=True, exist_ok=True)
     people = {}
-    for name,p,c in zip(keypoints.images, keypoints.points, keypoints.confidence):
+    ids = [-1]*len(keypoints) if keypoints.ids is None else keypoints.ids.tolist()
+    for name,p,c,i in zip(keypoints.images, keypoints.points, keypoints.confidence, ids):
         flat = torch.cat([p*(c>0)[:,None], c[:,None]], -1).reshape(-1).tolist()
-        people.setdefault(name, []).append(dict(person_id=[-1], pose_keypoints_2d=[round(v, 4) for v in flat]))
+        people.setdefault(name, []).append(dict(person_id=[i], pose_keypoints_2d=[round(v, 4) for v in flat]))
     for name,them in people.items():
         with whole_file(Path(folder)/f'{name}_keypoints.json') as part:
             part.write_text(json.dumps(dict(version=1.3, people=them)))
@@ -265,17 +293,120 @@ def read_coco(
         rows.append(row); names.append(name); sizes.append(size)
     return _gather(path, rows, names, sizes, bad, len(people), 'people')
 
-def read_keypoints(
-    path:str|Path, # A folder or file of OpenPose, or a file of COCO
-    **kwargs, # Passed to `read_openpose` or `read_coco`
-)->Keypoints: # All people
-    "Read keypoints of either kind"
-    path = Path(path)
-    if path.is_dir(): return read_openpose(path, **kwargs)
-    data = _json(path)
-    return read_openpose(path, **kwargs) if isinstance(data, dict) and 'people' in data else read_coco(path, **kwargs)
-
 # %% ../nbs/05b_keypoints.ipynb #05b-023
+def read_alphapose(
+    path:str|Path, # Results that AlphaPose wrote for a video or a folder of pictures
+    layout:str|None=None, # Layout of the joints; None: by their number
+)->Keypoints: # All people, in the order of the file
+    "Read AlphaPose's results"
+    data = _json(path)
+    if isinstance(data, dict): people = [(f'{name}.', name, p) for name,v in data.items() for p in _alphapose_table(v, path, name)]
+    elif isinstance(data, list): people = [(f'[{i}]', None, p) for i,p in enumerate(data)]
+    else: raise KeypointError(path, '', 'a list of people', type(data).__name__)
+    rows,names,ids,bad = [],[],[],[]
+    for where,name,p in people:
+        try: row = _alphapose_person(p, path, where, name, layout)
+        except KeypointError as e: bad.append(str(e)); continue
+        rows.append(row); names.append(str(name or p['image_id'])); ids.append(_number(p.get('idx')))
+    return _gather(path, rows, names, None, bad, len(people), 'people', ids)
+
+def _alphapose_table(v, path, name):
+    "The people of one picture in the formats open and cmu"
+    people = v.get('people', v.get('bodies')) if isinstance(v, dict) else None
+    if not isinstance(people, list): raise KeypointError(path, name, 'people or bodies', type(v).__name__)
+    return people
+
+def _alphapose_person(p, path, where, name, layout):
+    "Layout and (K, 3)"
+    if not isinstance(p, dict): raise KeypointError(path, where, 'an object', type(p).__name__)
+    if name is None and 'image_id' not in p: raise KeypointError(path, f'{where}.image_id', 'the name of a picture', 'none')
+    known = {len(get_skeleton(layout)): layout} if layout else OPENPOSE if name else COCO|{136: 'halpe26'}
+    key = next((k for k in ('pose_keypoints_2d','joints') if name and k in p), 'keypoints')
+    v = _triples(p, key, path, where, tuple(known))
+    return known[len(v)], v[:len(get_skeleton(known[len(v)]))]
+
+# %% ../nbs/05b_keypoints.ipynb #05b-026
+def read_mmpose_predictions(
+    path:str|Path, # Predictions for a video or a picture; or a folder of such files, one a picture
+    layout:str|None=None, # Layout of the joints; None: by their number and the names in the file
+)->Keypoints: # All people, in the order of the frames
+    "Read MMPose's predictions"
+    files = _json_files(path)
+    parts = [(f, *entry) for f in files for entry in _mmpose_frames(_json(f), f)]
+    rows,names,frames,ids,bad,total = [],[],[],[],[],0
+    for f,frame,where,people,wanted in parts:
+        for i,p in enumerate(people):
+            total += 1
+            try: row = _mmpose_person(p, f, f'{where}[{i}]', layout or wanted)
+            except KeypointError as e: bad.append(str(e)); continue
+            rows.append(row); ids.append(_number(p.get('track_id')))
+            names.append(f.stem if frame is None else f'{f.stem}_{frame:06d}'); frames.append(frame)
+    if len(files)>1 and any(i is not None for i in frames): raise KeypointError(path, '', 'one picture a file', 'frames of a video', 'read one file')
+    return _gather(path, rows, names, None, bad, total, 'people', ids, [] if None in frames else frames)
+
+def _mmpose_frames(data, path):
+    "Frame (None for a picture), place in the file, people, and the layout that its names mean"
+    meta = data.get('meta_info') if isinstance(data, dict) else None
+    info = data.get('instance_info') if isinstance(data, dict) else data
+    if not isinstance(info, list): raise KeypointError(path, 'instance_info', 'a list', type(info).__name__)
+    names = str(meta.get('keypoint_id2name', '')) if isinstance(meta, dict) else ''
+    layout = 'h36m17' if 'root' in names or 'thorax' in names else None
+    if not any(isinstance(v, dict) and 'instances' in v for v in info): return [(None, 'instances', info, layout)]
+    out = {}
+    for i,v in enumerate(info):
+        at = f'instance_info[{i}]'
+        if not isinstance(v, dict) or not isinstance(v.get('instances'), list): raise KeypointError(path, f'{at}.instances', 'a list', v)
+        frame = _number(v.get('frame_id', i))
+        if frame in out: raise KeypointError(path, f'{at}.frame_id', 'each frame once', f'{frame} twice')
+        out[frame] = (frame, f'{at}.instances', v['instances'], layout)
+    return [out[i] for i in sorted(out)]
+
+def _mmpose_person(p, path, where, layout):
+    "Layout and (K, 3)"
+    if not isinstance(p, dict) or 'keypoints' not in p: raise KeypointError(path, f'{where}.keypoints', 'a list of joints', 'none')
+    known = {len(get_skeleton(layout)): get_skeleton(layout).name} if layout else COCO
+    try:
+        x = np.asarray(p['keypoints'], float)
+        x = x.reshape(-1, x.shape[-1])
+        c = np.asarray(p.get('keypoint_scores', np.ones(len(x))), float).reshape(-1)
+    except (TypeError, ValueError, IndexError): raise KeypointError(path, f'{where}.keypoints', 'lists of 2 numbers', 'something else') from None
+    if x.shape[1] not in (2,3) or len(x) not in known or len(c)!=len(x): raise KeypointError(path, f'{where}.keypoints',
+        f"2 numbers and a score for each of {' or '.join(map(str, known))} joints", f'{x.shape} and {c.shape}')
+    if not (np.isfinite(x).all() and np.isfinite(c).all()): raise KeypointError(path, f'{where}.keypoints', 'finite numbers', 'NaN or infinity')
+    if x.shape[1]==3 and np.abs(x).max()<20: raise KeypointError(path, f'{where}.keypoints', 'pixels', 'three numbers in metres',
+                                                                 'this was lifted already: give the 2D predictions')
+    return known[len(x)], np.concatenate([x[:,:2], c[:,None]], 1)
+
+# %% ../nbs/05b_keypoints.ipynb #05b-029
+def read_keypoints(
+    path:str|Path, # Of OpenPose (folder or file), COCO, AlphaPose, or MMPose (file or folder)
+    **kwargs, # Passed to the reader of that kind
+)->Keypoints: # All people
+    "Read keypoints of any kind"
+    files = _json_files(path)
+    kind = next((k for f in files[:9] if (k := _kind_of_file(f))), 'openpose')
+    read = dict(openpose=read_openpose, coco=read_coco, alphapose=read_alphapose, mmpose=read_mmpose_predictions)[kind]
+    if len(files)>1 and kind not in ('openpose','mmpose'):
+        raise KeypointError(path, '', 'a folder of frames', f'{len(files)} files such as {files[0].name}', 'name one file')
+    return read(files[0] if len(files)==1 else path, **kwargs)
+
+def _kind_of_file(path):
+    "Who wrote a file; None where it cannot be read and there are others"
+    try: return _kind_of(_json(path))
+    except KeypointError: return None
+
+def _kind_of(data):
+    "Who wrote this"
+    if isinstance(data, dict):
+        if 'people' in data: return 'openpose'
+        if 'instance_info' in data: return 'mmpose'
+        v = next(iter(data.values()), None)
+        return 'alphapose' if isinstance(v, dict) and ('people' in v or 'bodies' in v) else 'coco'
+    first = data[0] if isinstance(data, list) and data and isinstance(data[0], dict) else {}
+    if 'instances' in first or 'keypoint_scores' in first: return 'mmpose'
+    return 'alphapose' if isinstance(first.get('image_id'), str) or 'idx' in first else 'coco'
+
+# %% ../nbs/05b_keypoints.ipynb #05b-032
 def draw_keypoints(
     ax, # Axes in pixels, y down
     keypoints:Keypoints, # Whom to draw
@@ -326,7 +457,7 @@ def plot_keypoints(
         draw_keypoints(ax, keypoints[[j for j,n in enumerate(keypoints.images) if n==name]])
     return fig
 
-# %% ../nbs/05b_keypoints.ipynb #05b-027
+# %% ../nbs/05b_keypoints.ipynb #05b-036
 SEEN = dict(hips=.7, trunk=1.5) # Between the hips, and from hips to neck, in shoulder widths
 TRUST = dict(left_hip=.5, right_hip=.5, mid_hip=.5, neck=.7, left_eye=.7, right_eye=.7, left_ear=.5, right_ear=.5)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from posebook.keypoints import (Keypoints, KeypointError, detector_joints, plot_keypoints, read_coco, read_keypoints,
-                                read_openpose, write_openpose)
+from posebook.keypoints import (Keypoints, KeypointError, detector_joints, plot_keypoints, read_alphapose, read_coco, read_keypoints,
+                                read_mmpose_predictions, read_openpose, write_openpose)
 from posebook.skeleton import get_skeleton, pose_to_joints
 
 HERE = Path(__file__).resolve()
@@ -174,3 +174,97 @@ def test_figure_has_a_panel_a_picture():
     k = Keypoints(x[..., :2], x[..., 2], 'coco17', ('a', 'b', 'a'), torch.tensor([[640, 480]]*3))
     fig = plot_keypoints(k, images=dict(a=np.zeros((48, 64, 3), np.uint8)))
     assert len(fig.axes) == 2 and len(fig.axes[0].images) == 1 and not fig.axes[1].images
+
+# ---- AlphaPose and MMPose
+
+def alpha(n=17, **more):
+    return dict(image_id='7.jpg', category_id=1, keypoints=triples(n).ravel().tolist(), score=2.9)|more
+
+@pytest.mark.parametrize('n, layout, joints', [(17, 'coco17', 17), (26, 'halpe26', 26), (136, 'halpe26', 26)])
+def test_alphapose(tmp_path, n, layout, joints):
+    people = [alpha(n, image_id=f'{i}.jpg', idx=i) for i in (9, 10, 8)]
+    k = read_keypoints(coco(tmp_path, people))
+    assert (k.layout.name, k.images, k.ids.tolist()) == (layout, ('9.jpg', '10.jpg', '8.jpg'), [9, 10, 8])
+    assert k.points.shape == (3, joints, 2) and np.allclose(k.points[0], triples(n)[:joints, :2], atol=1e-3)
+
+@pytest.mark.parametrize('idx, want', [(3, [3]), (3., [3]), ([3], [3]), ([[3.]], [3]), (None, None), ([], None), ('x', None)])
+def test_alphapose_ids(tmp_path, idx, want):
+    ids = read_alphapose(coco(tmp_path, [alpha(idx=idx)])).ids
+    assert (None if ids is None else ids.tolist()) == want
+
+@pytest.mark.parametrize('entry', [dict(people=[dict(pose_keypoints_2d=[2.]*54)]), dict(bodies=[dict(joints=[2.]*54)])])
+def test_alphapose_tables(tmp_path, entry):
+    with pytest.warns(UserWarning, match='18 confidences above 1, up to 2, count as 1'):
+        k = read_keypoints(coco(tmp_path, {'a.jpg': entry}))
+    assert (k.layout.name, k.images, k.confidence.max().item()) == ('openpose18', ('a.jpg',), 1)
+
+@pytest.mark.parametrize('data, says', [
+    ([3], 'an object, found int'), ([dict(keypoints=[1.]*51)], 'image_id'), ([alpha(18)], 'found 54 numbers'),
+    ([alpha(keypoints=[float('nan')]*51)], 'finite'), ({'a.jpg': 3}, 'a.jpg: expected people or bodies'), (3, 'a list of people')])
+def test_bad_alphapose(tmp_path, data, says):
+    with pytest.raises(KeypointError, match=says): read_alphapose(coco(tmp_path, data))
+
+def test_bad_people_among_good_ones(tmp_path):
+    with pytest.warns(UserWarning, match='2 of 3 people skipped'):
+        k = read_keypoints(coco(tmp_path, [alpha(), alpha(keypoints=[float('inf')]*51), alpha(16)]))
+    assert len(k) == 1 and len(k.skipped) == 2
+
+def instance(n=17, dims=2, **more):
+    x = triples(n)
+    return dict(keypoints=(x[:, :2] if dims == 2 else x).tolist(), keypoint_scores=x[:, 2].tolist(), bbox=[[0, 0, 9, 9]], bbox_score=.9)|more
+
+@pytest.mark.parametrize('n, layout', [(17, 'coco17'), (26, 'halpe26'), (133, 'coco_wholebody133')])
+def test_mmpose_video(tmp_path, n, layout):
+    info = [dict(frame_id=i, instances=[instance(n, track_id=4), instance(n, track_id=2)][:i]) for i in (10, 2, 0, 1)]
+    k = read_keypoints(coco(tmp_path, dict(meta_info={}, instance_info=info)))
+    assert (k.layout.name, k.frames.tolist(), k.ids.tolist()) == (layout, [1, 2, 2, 10, 10], [4, 4, 2, 4, 2])
+    assert np.allclose(k.points[0], triples(n)[:, :2], atol=1e-3) and np.allclose(k.confidence[0], triples(n)[:, 2], atol=1e-6)
+    assert read_keypoints(coco(tmp_path, info)).frames.tolist() == k.frames.tolist() # the list alone
+
+def test_mmpose_layouts_and_shapes(tmp_path):
+    meta = dict(keypoint_id2name={'0': 'root', '8': 'thorax'})
+    k = read_keypoints(coco(tmp_path, dict(meta_info=meta, instance_info=[instance()])))
+    assert k.layout.name == 'h36m17' and k.frames is None
+    nested = instance(keypoints=[triples(17)[:, :2].tolist()], keypoint_scores=[triples(17)[:, 2].tolist()])
+    assert np.allclose(read_keypoints(coco(tmp_path, [nested])).points, k.points)
+    deep = read_keypoints(coco(tmp_path, [instance(dims=3)])) # pixels and a depth: the depth is left out
+    assert np.allclose(deep.points, k.points)
+    assert read_mmpose_predictions(coco(tmp_path, [instance(25)]), layout='body25').layout.name == 'body25'
+
+def test_mmpose_folder_of_pictures(tmp_path):
+    for i in (10, 9): (tmp_path/f'p{i}.json').write_text(json.dumps([instance()]*2))
+    k = read_keypoints(tmp_path)
+    assert sorted(set(k.images)) == ['p10', 'p9'] and len(k) == 4
+    (tmp_path/'p10.json').write_text(json.dumps([dict(frame_id=0, instances=[instance()])]))
+    with pytest.raises(KeypointError, match='read one file'): read_keypoints(tmp_path)
+
+@pytest.mark.parametrize('info, says', [
+    (3, 'instance_info: expected a list'), ([dict(frame_id=0, instances=3), dict(instances=[])], r'instance_info\[0\].instances'),
+    ([dict(frame_id=5, instances=[])]*2, 'each frame once, found 5 twice'), ([dict(instances=[3])], r'instances\[0\].keypoints'),
+    ([dict(instances=[instance(16)])], r'found \(16, 2\)'), ([dict(instances=[instance(keypoint_scores=[1.])])], r'and \(1,\)'),
+    ([dict(instances=[instance(keypoints='no')])], 'something else'),
+    ([dict(instances=[instance(keypoints=[[float('nan'), 0]]*17)])], 'finite numbers'),
+    ([dict(instances=[instance(keypoints=[[.1, .2, .3]]*17)])], 'three numbers in metres; this was lifted already')])
+def test_bad_mmpose(tmp_path, info, says):
+    with pytest.raises(KeypointError, match=says): read_mmpose_predictions(coco(tmp_path, dict(instance_info=info)))
+
+def test_who_and_when_are_kept(tmp_path):
+    x = torch.tensor(triples(25)).float().repeat(3, 1, 1)
+    k = Keypoints(x[..., :2], x[..., 2], 'body25', ('a', 'b', 'b'), ids=torch.tensor([4, 5, -1]), frames=torch.tensor([0, 1, 1]))
+    assert (k[1:].ids.tolist(), k[1:].frames.tolist(), k.to('coco17')[1].ids.tolist()) == ([5, -1], [1, 1], [5])
+    write_openpose(k, tmp_path)
+    assert read_openpose(tmp_path).ids.tolist() == [4, 5, -1]
+    with pytest.raises(KeypointError, match='ids'): Keypoints(x[..., :2], x[..., 2], 'body25', ('a', 'b', 'c'), ids=torch.tensor([1]))
+
+def test_hidden_files_and_frames_given_twice(tmp_path):
+    people = [dict(pose_keypoints_2d=triples(25).ravel().tolist())]
+    frame(tmp_path, people, 'a_1_keypoints.json')
+    frame(tmp_path, people, '._a_1_keypoints.json')
+    (tmp_path/'.DS_Store.json').write_bytes(b'\x00\xff')
+    assert len(read_keypoints(tmp_path)) == 1
+    frame(tmp_path, people, 'a_1.json')
+    with pytest.raises(KeypointError, match='one file a frame, found a_1.json and a_1_keypoints.json'): read_keypoints(tmp_path)
+
+def test_folder_of_tables_is_refused(tmp_path):
+    for n in 'ab': (tmp_path/f'{n}.json').write_text(json.dumps([alpha()]))
+    with pytest.raises(KeypointError, match='a folder of frames, found 2 files such as a.json; name one file'): read_keypoints(tmp_path)
