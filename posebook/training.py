@@ -21,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .coordinates import PriorError
 from .metrics import average_pairwise_distance, nearest_neighbour_distance
 from .prior import PosePrior, spaced_rows
+from .saved_models import SavedModel, plain
 from .skeleton import pose_to_joints
 from .take import whole_file
 from .view import plot_poses
@@ -192,38 +193,57 @@ def sample_statistics(
         nn_deg=math.degrees(nearest_neighbour_distance(drawn[:,ids], poses[:,ids]).mean()),
         spread=float((fake.std(0)/real.std(0).clamp_min(1e-6)).mean()))
 
-# %% ../nbs/00hb_training.ipynb #00hb-023
+# %% ../nbs/00hb_training.ipynb #00hb-024
+@patch
+def report(self:PosePrior,
+    loader, # Of the validation part
+    rows:int=512, # Most poses to compare with, at even distances
+    samples:int=256, # Poses to draw
+)->dict[str,float]: # Name to number
+    "`prior_report` on some poses, once there are coordinates"
+    return prior_report(self, spaced_rows(loader, rows), samples) if self.coordinates.fitted else {}
+
+@patch
+def pictures(self:PosePrior,
+    loader, # Of the validation part
+)->dict: # Name to figure
+    "16 samples, where the prior can draw any"
+    try: drawn = self.sample(16, generator=torch.Generator(self.device).manual_seed(0))
+    except PriorError as e:
+        if 'cannot draw samples' in str(e): return {}
+        raise
+    return dict(samples=plot_poses(drawn.cpu(), ncols=8))
+
 class PriorMonitor(pl.Callback):
-    "After validation: log `prior_report`, and draw samples for TensorBoard"
+    "After validation: log what the model reports, and draw its pictures for TensorBoard"
     def __init__(self,
         every:int=1, # Epochs from one report to the next
         poses:int=512, # Validation poses to compare with, at even distances
         samples:int=256, # Poses to draw
     ): self.every,self.poses,self.samples = every,poses,samples
 
-    def on_validation_epoch_end(self, trainer, prior):
+    def on_validation_epoch_end(self, trainer, model):
         "Report, unless it is not yet time"
-        if trainer.sanity_checking or (trainer.current_epoch+1)%self.every or not prior.coordinates.fitted: return
-        real = spaced_rows(trainer.val_dataloaders, self.poses)
-        report = prior_report(prior, real, self.samples)
-        prior.log_dict({f'val/{k}': torch.tensor(v) for k,v in report.items()}, sync_dist=True)
-        if 'plausible' in report and trainer.is_global_zero: self.draw(trainer, prior)
+        if trainer.sanity_checking or (trainer.current_epoch+1)%self.every: return
+        report = model.report(trainer.val_dataloaders, self.poses, self.samples)
+        model.log_dict({f'val/{k}': torch.tensor(v) for k,v in report.items()}, sync_dist=True)
+        if report and trainer.is_global_zero: self.draw(trainer, model)
 
-    def draw(self, trainer, prior):
-        "16 samples, as a figure"
+    def draw(self, trainer, model):
+        "The model's pictures, where a logger takes any"
         boards = [l.experiment for l in trainer.loggers if hasattr(l.experiment, 'add_figure')]
         if not boards: return
-        drawn = prior.sample(16, generator=torch.Generator(prior.device).manual_seed(0))
-        for b in boards: b.add_figure('samples', plot_poses(drawn.cpu(), ncols=8), trainer.global_step)
+        for name,figure in model.pictures(trainer.val_dataloaders).items():
+            for b in boards: b.add_figure(name, figure, trainer.global_step)
 
-# %% ../nbs/00hb_training.ipynb #00hb-028
+# %% ../nbs/00hb_training.ipynb #00hb-029
 @dataclass(frozen=True)
 class CallbackOptions:
     "What surrounds a run"
     ema:float=.999 # Decay of the average of the weights; 0 for none
-    patience:int=20 # Epochs without a better validation NLL (or what the prior monitors) before the run stops; 0 for never
+    patience:int=20 # Epochs without a better validation NLL (or what the model monitors) before the run stops; 0 for never
     save_steps:int=0 # Steps between checkpoints within an epoch; 0 for one after each epoch only
-    report_every:int=1 # Epochs between reports on samples and joints; 0 for none
+    report_every:int=1 # Epochs between reports of the model, such as on samples and joints; 0 for none
     report_poses:int=512 # Validation poses in a report
 
 BEST,LAST = 'checkpoints/best.ckpt','checkpoints/last.ckpt'
@@ -258,7 +278,7 @@ def keepers(
     return made
 
 class Patience(EarlyStopping):
-    "Stop when the validation NLL, or whatever the prior monitors, no longer falls; a run that had stopped stays stopped when it is resumed"
+    "Stop when what the model monitors no longer falls; a run that had stopped stays stopped when it is resumed"
     def __init__(self,
         patience:int=20, # Epochs to wait
         monitor:str='val/nll', # What should fall
@@ -268,7 +288,7 @@ class Patience(EarlyStopping):
         "Honour what the checkpoint says"
         if self.wait_count>=self.patience: trainer.should_stop = True
 
-# %% ../nbs/00hb_training.ipynb #00hb-031
+# %% ../nbs/00hb_training.ipynb #00hb-032
 def read_checkpoint(
     path:str|Path, # A `.ckpt` file
 )->dict: # Its content
@@ -296,45 +316,45 @@ def _describe(content):
 
 def check_checkpoint(
     path:str|Path, # A `.ckpt` file
-    prior:PosePrior, # The model that is to read it
+    model:SavedModel, # What is to read it
 )->dict: # Content of the file
     "Refuse a checkpoint that is not of this model with these joints"
     content = read_checkpoint(path)
     found = content['posebook']
-    for key,expected in prior.identity().items():
+    for key,expected in model.identity().items():
         if found.get(key)!=expected:
-            raise PriorError(f'{path}: another {_WORDS[key]}: expected {_short(expected)}, found {_short(found.get(key))}')
-    check_shapes(path, prior, content)
+            what = _WORDS.get(key, key.replace('_',' '))
+            raise PriorError(f'{path}: another {what}: expected {_short(expected)}, found {_short(found.get(key))}')
+    check_shapes(path, model, content)
     return content
 
-_WORDS = dict(model='model', module='model', skeleton='skeleton', joints='joint layout')
+_WORDS = dict(module='model', joints='joint layout', layout='joint layout', frames='number of frames')
 
 def _short(value):
     "A long list by its length and its ends"
     if not isinstance(value, list): return repr(value)
     return f'{len(value)} joints ({value[0]} to {value[-1]})' if value else 'no joints'
 
-# %% ../nbs/00hb_training.ipynb #00hb-033
+# %% ../nbs/00hb_training.ipynb #00hb-034
 def check_shapes(
     path:str|Path, # Where `content` is from, for the message
-    prior:PosePrior, # The model that is to read it
+    model:SavedModel, # What is to read it
     content:dict, # Of the checkpoint
 ):
     "Refuse weights that do not fit the model"
-    hparams = {k: v for k,v in prior.hparams.items() if k[0]!='_'}
-    with torch.random.fork_rng(): copy = type(prior)(**hparams)
+    mine,theirs = model.plain_hparams,content.get('hyper_parameters', {})
+    with torch.random.fork_rng(): copy = type(model).from_hparams(mine)
     try:
         with torch.random.fork_rng(): copy.load_weights(content['state_dict'])
     except (RuntimeError,KeyError) as e:
-        theirs = content.get('hyper_parameters', {})
-        other = [f'{k}: expected {v!r}, found {theirs[k]!r}' for k,v in hparams.items() if k in theirs and theirs[k]!=v]
+        other = [f'{k}: expected {v!r}, found {theirs[k]!r}' for k,v in mine.items() if k in theirs and plain(theirs[k])!=v]
         why = '; '.join(other) or str(e).splitlines()[-1].strip()
-        raise PriorError(f'{path}: the weights do not fit this {type(prior).__name__} ({why})') from e
+        raise PriorError(f'{path}: the weights do not fit this {type(model).__name__} ({why})') from e
 
 def load_checkpoint(
     path:str|Path, # A `.ckpt` file
-    prior:PosePrior, # Takes the weights
-)->PosePrior: # `prior`, in evaluation mode
+    model:SavedModel, # Takes the weights
+)->SavedModel: # `model`, in evaluation mode
     "Take the weights of a checkpoint; the averaged ones if the run averaged"
-    prior.load_weights(check_checkpoint(path, prior)['state_dict'])
-    return prior.eval()
+    model.load_weights(check_checkpoint(path, model)['state_dict'])
+    return model.eval()

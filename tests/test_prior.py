@@ -133,7 +133,7 @@ def test_save_never_replaces_something_else(saved, tmp_path):
 def test_a_failing_save_leaves_nothing(saved, tmp_path, monkeypatch):
     prior = PosePrior.from_pretrained(saved)
     def full(*a, **k): raise OSError('disk full')
-    monkeypatch.setattr('posebook.prior.save_file', full)
+    monkeypatch.setattr('posebook.saved_models.save_file', full)
     with pytest.raises(OSError): prior.save_pretrained(tmp_path/'new')
     assert sorted(p.name for p in tmp_path.iterdir()) == ['p']
 
