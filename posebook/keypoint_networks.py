@@ -119,7 +119,7 @@ class Attention(nn.Module):
         bias = None if self.bias is None else self.relation_bias(x.shape[1], k.shape[1])
         if visible is not None: bias = visible[:,None,None,:]
         y = F.scaled_dot_product_attention(split(self.ask(x)), split(k), split(v), attn_mask=bias)
-        return self.drop(self.out(y.transpose(1, 2).flatten(2)))
+        return self.drop(self.out(torch.cat(y.unbind(1), -1)))
 
     def relation_bias(self, K, L):
         "Logits (1, heads, K, L)"
@@ -187,7 +187,7 @@ class KeypointTransformer(KeypointNetwork):
         for layer in self.encoder: h = layer(h)
         memory = self.between(h)
         q = self.queries+self.tokens.frame[:x.shape[1]]
-        q = q.expand(len(x), -1, -1, -1)
+        q = q.expand(x.shape[0], -1, -1, -1)
         for layer in self.decoder: q = layer(q, memory)
         return self.norm(q)
 
@@ -250,7 +250,7 @@ class KeypointViT(KeypointNetwork):
         h = self.between(self.encode(h.flatten(1, 2), None if masked is None else masked.flatten(1), place))
         if self.wanted is not None:
             asked = (self.wanted+self.tokens.frame[:x.shape[1]]).flatten(0, 1)
-            h = torch.cat([asked.expand(len(h), -1, -1), h], 1)
+            h = torch.cat([asked.expand(h.shape[0], -1, -1), h], 1)
         for layer in self.decoder: h = layer(h)
         return self.norm(h[:,:x.shape[1]*len(self.layout_out)]).unflatten(1, (x.shape[1],-1))
 
@@ -299,7 +299,7 @@ class KeypointGaps(nn.Module):
         joints:int, # K
     ):
         super().__init__()
-        self.unseen,self.masked = (nn.Parameter(torch.zeros(joints, in_dims+1)) for _ in range(2))
+        self.unseen,self.masked = (nn.Parameter(.02*torch.randn(joints, in_dims+1)) for _ in range(2))
 
     def forward(self, x, seen, masked=None):
         "(B, T, K, C+1)"
