@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['VirtualCameras', 'VirtualBodies', 'scale_bones', 'seen_joints', 'look', 'ball', 'window_rows', 'seeded', 'ViewRows',
-           'body_joints']
+           'body_joints', 'see_poses']
 
 # %% ../nbs/05gb_virtual_views.ipynb #05gb-002
-import functools, hashlib, math
+import functools, hashlib, math, zlib
 from dataclasses import dataclass
 import numpy as np, torch
 from fastcore.basics import patch
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from .camera import Camera
 from .keypoints import KeypointError, detector_joints
 from .layouts import convert_joints, derivable_joints
+from .lift_data import Clip, LiftSet
 from .normalisers import root_relative
 from .poseset import PoseSet
 from .rotations import axis_angle_to_matrix
@@ -63,13 +64,12 @@ class VirtualCameras:
         return _looking(toward, distance, target, tilt, torch.rad2deg(2*half), self.size)
 
 def _looking(toward, distance, target, tilt, fov, size):
-    "Cameras at a distance along `toward`, turned away from their target by `tilt`"
+    "Cameras at a distance along `toward`, turned away from their target by the rotation vector `tilt`"
     target = torch.zeros_like(toward) if target is None else target
-    eye,w,h = target+toward*distance[:,None],*size
+    eye,(w,h) = target+toward*distance[:,None],size
     c = Camera.look_at(eye, target, fov=fov, width=min(w, h), height=min(w, h))
-    x,y,z = (axis_angle_to_matrix(tilt[:,i:i+1]*torch.eye(3)[i]) for i in range(3))
-    R = z@y@x@c.R
-    return Camera(c.focal, torch.tensor([w/2,h/2]), R, -(R@eye[...,None])[...,0], w, h)
+    R = axis_angle_to_matrix(tilt)@c.R
+    return c.replaced(R=R, t=-(R@eye[...,None])[...,0], center=torch.tensor([w/2,h/2]), width=w, height=h)
 
 # %% ../nbs/05gb_virtual_views.ipynb #05gb-007
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def scale_bones(
 )->Tensor: # (..., J, 3) metres; the path of the root is scaled too, so that feet stay where they stand
     "The same pose of another body"
     D,A = (m.to(joints) for m in _bone_matrices(get_skeleton(skeleton)))
-    return (A*factors[...,None,:])@D@joints
+    return A@(factors[...,None]*(D@joints))
 
 # %% ../nbs/05gb_virtual_views.ipynb #05gb-009
 @functools.lru_cache(32)
@@ -113,7 +113,10 @@ def _body_of(layout:Skeleton, via:str)->Skeleton:
     "The first joints of SMPL-X, as many as the layout needs"
     if not via and layout.name in ('body22','h36m17'): return get_skeleton('body22')
     s,parts = get_skeleton('smplx'),derivable_joints('smplx', via or layout)
-    if not parts: raise KeypointError('virtual views', 'layout', 'one that comes from a body', repr(via or layout.name), "'h36m17', 'coco17', 'body25' do")
+    lost = [n for n in (get_skeleton(via) if via else layout).joints if n not in parts]
+    lost += [n for n in layout.joints if via and n not in derivable_joints(via, layout)]
+    if lost: raise KeypointError('virtual views', f'layout {layout.name!r}{f" via {via!r}" if via else ""}', 'joints that a body has',
+                                 f'{len(lost)} that it has not ({", ".join(lost[:3])})', "'h36m17', 'coco17' and 'body25' do")
     last = max(s.index(n) for p in parts.values() for n in p.sources)
     return s.subset(range(max(last, 21)+1), f'smplx[{max(last, 21)+1}]')
 
@@ -121,18 +124,17 @@ def seen_joints(
     joints:Tensor, # Of a body, (..., J, 3) metres, in the order of SMPL-X
     layout:str|Skeleton, # Wanted
     via:str='', # Layout of a detector that they pass through; '': none
-)->Tensor: # (..., K, 3) metres; NaN where a layout has joints that a body does not
+)->Tensor: # (..., K, 3) metres
     "The points of a layout on a body"
     layout = get_skeleton(layout)
     s = _body_of(layout, via)
     if s.name=='body22': return convert_joints(joints, s, layout)
-    points,known = detector_joints(joints, via or layout, s)
-    points = torch.where(known[:,None], points, torch.nan)
-    return convert_joints(points, via, layout, missing='nan') if via else points
+    points,_ = detector_joints(joints, via or layout, s)
+    return convert_joints(points, via, layout) if via else points
 
 # %% ../nbs/05gb_virtual_views.ipynb #05gb-011
 def look(
-    joints:Tensor, # In the world, y up, (B, T, K, 3) metres; NaN where there is none
+    joints:Tensor, # In the world, y up, (B, T, K, 3) metres
     cameras:Camera, # A batch of B, at rest
     layout:str|Skeleton, # Of the joints
     margin:float=.1, # Share of the picture by which a joint may lie outside
@@ -148,14 +150,12 @@ def look(
                 focal=cameras.focal.expand(B, 2), center=cameras.center.expand(B, 2))
 
 def ball(
-    joints:Tensor, # (B, T, K, 3) metres; NaN where there is none
+    joints:Tensor, # (B, T, K, 3) metres
 )->tuple[Tensor,Tensor]: # Middle (B, 3) and radius (B,) metres
     "The ball around a person over a window"
     x = joints.flatten(1, 2)
-    ok = x.isfinite()
-    low,high = torch.where(ok, x, torch.inf).amin(1),torch.where(ok, x, -torch.inf).amax(1)
-    middle = (low+high)/2
-    return middle, torch.where(ok, x-middle[:,None], 0.).norm(dim=-1).amax(1)
+    middle = (x.amin(1)+x.amax(1))/2
+    return middle, (x-middle[:,None]).norm(dim=-1).amax(1)
 
 # %% ../nbs/05gb_virtual_views.ipynb #05gb-013
 def window_rows(
@@ -175,7 +175,7 @@ def seeded(
     rows:np.ndarray|None=None, # And an array of them
 )->torch.Generator:
     "Randomness that depends on numbers alone"
-    h = hashlib.sha256(np.array(key, '<i8').tobytes()+b''+(np.ascontiguousarray(rows, '<i8').tobytes() if rows is not None else b''))
+    h = hashlib.sha256(np.array([*key, *([] if rows is None else rows)], '<i8').tobytes())
     return torch.Generator().manual_seed(int.from_bytes(h.digest()[:7], 'little'))
 
 class ViewRows(Dataset):
@@ -192,15 +192,16 @@ class ViewRows(Dataset):
         seed:int=0, # Of everything that is drawn
         via:str='', # Layout of a detector to pass through, see `seen_joints`
         labelled:np.ndarray|None=None, # Which sequences have their 3D given, mask; None: all
+        views:int=1, # Views of each window in one pass
     ):
         self.poses,self.layout,self.via,self.seed = poses,get_skeleton(layout),via,seed
-        self.cameras,self.bodies,self.noise = cameras,bodies,noise
+        self.cameras,self.bodies,self.noise,self.views = cameras,bodies,noise,views
         self.windows = window_rows(poses.lengths, frames, stride)
         self.labelled = np.ones(len(poses.names), bool) if labelled is None else np.asarray(labelled)
         self.body = _body_of(self.layout, via)
         self.rest = body_joints(poses, self.body)
 
-    def __len__(self): return len(self.windows)
+    def __len__(self): return len(self.windows)*self.views
     @property
     def epoch(self)->int:
         "Which pass over the data this is"
@@ -225,7 +226,7 @@ def __getitem__(self:ViewRows,
 )->dict[str,Tensor]: # A batch
     "See some windows"
     ids = np.atleast_1d(np.asarray(ids))
-    rows,g = self.windows[ids],seeded(self.seed, self.epoch, rows=ids)
+    rows,g = self.windows[ids%len(self.windows)],seeded(self.seed, self.epoch, rows=ids)
     x = self.rest[torch.from_numpy(rows)] # (B, T, J, 3)
     if self.bodies: x = scale_bones(x, self.bodies.sample(len(ids), self.body, g)[:,None], self.body)
     x = seen_joints(x, self.layout, self.via)
@@ -236,3 +237,36 @@ def __getitem__(self:ViewRows,
     batch['joints'] = torch.where(known[:,None,None,None], batch['joints'], 0.)
     batch['root'] = torch.where(known[:,None,None], batch['root'], 0.)
     return batch|dict(labelled=known, clip=clip, frame_ids=torch.from_numpy(rows))
+
+# %% ../nbs/05gb_virtual_views.ipynb #05gb-016
+def see_poses(
+    poses:PoseSet, # What is seen
+    cameras:VirtualCameras=VirtualCameras(), # How cameras are drawn
+    layout:str|Skeleton='h36m17', # Wanted
+    views:int=1, # Cameras around each clip
+    seed:int=0, # Of all that is drawn
+    noise=None, # What a detector adds, see `posebook.augment.DetectorNoise`
+    bodies:VirtualBodies|None=None, # How bodies are drawn; None: always the same
+    via:str='', # Layout of a detector to pass through, see `seen_joints`
+    longest:int=150, # Frames of a clip, at most
+)->LiftSet: # A clip for each camera; `group` is the recording
+    "Recordings, seen by cameras at rest"
+    layout = get_skeleton(layout)
+    x,out = body_joints(poses, _body_of(layout, via)),[]
+    for p in poses.provenance:
+        rows,key = x[p['start']:p['stop']],(seed,zlib.crc32(p['name'].encode()),int(p['mirrored']))
+        if bodies: rows = scale_bones(rows, bodies.sample(1, _body_of(layout, via), seeded(*key)), _body_of(layout, via))
+        pieces = seen_joints(rows, layout, via).tensor_split(math.ceil(len(rows)/longest))
+        out += [_seen_clip(v, cameras, layout, noise, p, (*key, i, k), poses.fps) for i,v in enumerate(pieces) for k in range(views)]
+    return LiftSet.of(layout, out, absolute=True)
+
+def _seen_clip(x, cameras, layout, noise, p, key, fps):
+    "One clip (T, K, 3) as one camera sees it, as `LiftSet.of` takes it"
+    g,x = seeded(*key, 1),x[None]
+    c = cameras.sample(1, g, *ball(x))
+    b = look(x, c, layout)
+    if noise is not None: b['points'],b['seen'] = noise(b['points'], b['seen'], g, layout)
+    own = Camera(c.focal[0], c.center, torch.eye(3), torch.zeros(3), c.width, c.height)
+    clip = Clip(f"{p['name']}{'~' if p['mirrored'] else ''}/{key[-2]}/view{key[-1]}", fps=fps, subject=p['subject'], action=p.get('action', ''),
+                camera_name=f'view{key[-1]}', group=p['group'], camera=own, extrinsics=c[0])
+    return clip, b['points'][0], b['seen'][0], (b['joints']+b['root'][:,:,None])[0]
