@@ -154,11 +154,11 @@ def read_openpose_file(
     "The people of one frame"
     return [row for row,_ in _openpose_people(_json(path), path, whole)]
 
-def _openpose_people(data, path, whole, at=''):
+def _openpose_people(data, path, whole):
     "What `read_openpose_file` returns, each with the number of the person"
     people = data.get('people') if isinstance(data, dict) else None
-    if not isinstance(people, list): raise KeypointError(path, f'{at}people', 'a list', type(people).__name__, 'is this a file of OpenPose?')
-    return [(_openpose_person(p, path, f'{at}people[{i}]', whole), _number(p.get('person_id'))) for i,p in enumerate(people)]
+    if not isinstance(people, list): raise KeypointError(path, 'people', 'a list', type(people).__name__, 'is this a file of OpenPose?')
+    return [(_openpose_person(p, path, f'people[{i}]', whole), _number(p.get('person_id'))) for i,p in enumerate(people)]
 
 def _number(x):
     "The number of a person, however it is wrapped; -1 without one"
@@ -341,7 +341,8 @@ def read_mmpose_predictions(
             except KeypointError as e: bad.append(str(e)); continue
             rows.append(row); ids.append(_number(p.get('track_id')))
             names.append(f.stem if frame is None else f'{f.stem}_{frame:06d}'); frames.append(frame)
-    if len(files)>1 and any(i is not None for i in frames): raise KeypointError(path, '', 'one picture a file', 'frames of a video', 'read one file')
+    if len(files)>1 and any(i is not None for i in frames):
+        raise KeypointError(path, '', 'one picture a file', 'frames of a video', 'read one file')
     return _gather(path, rows, names, None, bad, total, 'people', ids, [] if None in frames else frames)
 
 def _mmpose_frames(data, path):
@@ -369,10 +370,12 @@ def _mmpose_person(p, path, where, layout):
         x = np.asarray(p['keypoints'], float)
         x = x.reshape(-1, x.shape[-1])
         c = np.asarray(p.get('keypoint_scores', np.ones(len(x))), float).reshape(-1)
-    except (TypeError, ValueError, IndexError): raise KeypointError(path, f'{where}.keypoints', 'lists of 2 numbers', 'something else') from None
+    except (TypeError, ValueError, IndexError):
+        raise KeypointError(path, f'{where}.keypoints', 'lists of 2 numbers', 'something else') from None
     if x.shape[1] not in (2,3) or len(x) not in known or len(c)!=len(x): raise KeypointError(path, f'{where}.keypoints',
         f"2 numbers and a score for each of {' or '.join(map(str, known))} joints", f'{x.shape} and {c.shape}')
-    if not (np.isfinite(x).all() and np.isfinite(c).all()): raise KeypointError(path, f'{where}.keypoints', 'finite numbers', 'NaN or infinity')
+    if not (np.isfinite(x).all() and np.isfinite(c).all()):
+        raise KeypointError(path, f'{where}.keypoints', 'finite numbers', 'NaN or infinity')
     if x.shape[1]==3 and np.abs(x).max()<20: raise KeypointError(path, f'{where}.keypoints', 'pixels', 'three numbers in metres',
                                                                  'this was lifted already: give the 2D predictions')
     return known[len(x)], np.concatenate([x[:,:2], c[:,None]], 1)

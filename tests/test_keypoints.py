@@ -211,7 +211,8 @@ def test_bad_people_among_good_ones(tmp_path):
 
 def instance(n=17, dims=2, **more):
     x = triples(n)
-    return dict(keypoints=(x[:, :2] if dims == 2 else x).tolist(), keypoint_scores=x[:, 2].tolist(), bbox=[[0, 0, 9, 9]], bbox_score=.9)|more
+    keypoints = (x[:, :2] if dims == 2 else x).tolist()
+    return dict(keypoints=keypoints, keypoint_scores=x[:, 2].tolist(), bbox=[[0, 0, 9, 9]], bbox_score=.9)|more
 
 @pytest.mark.parametrize('n, layout', [(17, 'coco17'), (26, 'halpe26'), (133, 'coco_wholebody133')])
 def test_mmpose_video(tmp_path, n, layout):
