@@ -147,25 +147,34 @@ def convert_one(
 
 # %% ../nbs/10_cli.ipynb #10-021
 def fit(
-    model:str='', # gaussian, joint-flow, global-flow, pose-ndf or zuko; with --from, --resume or -c RUN it need not be said
+    model:str='', # gaussian, joint-flow, global-flow, pose-ndf, zuko or lifting; with --from, --resume or -c RUN it need not be said
     data:list[str]=None, # Mocap files and folders, any mixture; without it the embedded clips
     output:str='', # Folder for the run (outputs/MODEL)
+    experiment:str='', # Name of the run instead: its folder is outputs/NAME, and so TensorBoard calls it
     kind:str='', # Kind of the model, such as diagonal, per_joint, full or mixture
     joints:str='', # Joints to model: all, body, root+body, hands, body+hands
+    model_type:str='', # Network of a lifter: transformer, vit or mlp, with the settings that suit it
+    size:str='', # Size of a lifter: nano, tiny, small, base or large
+    gpu:int=None, # Number of the GPU to train on; without it the first, or the CPU where there is none
     seed:int=None, # Seed of everything random (0)
     from_run:str='', # Repeat the run in this folder
     resume:bool=False, # Continue the interrupted run in --output
     overwrite:bool=False, # Replace the run in --output
     ckpt_path:str='', # Start from this checkpoint: best, last or a file
+    debug:bool=False, # Try it out: three batches of training and validation, and nothing is kept
     rest=(), # Every other setting
 ):
-    "Fit a prior to mocap; settings beyond these: -c FILE, --model.*, --data.*, --optimization.*, --callbacks.*, --trainer.*"
-    from posebook.runs import MODELS, fit_run, model_name
+    "Train a prior or a lifter; settings beyond these: -c FILE, --model.*, --data.*, --optimization.*, --callbacks.*, --trainer.*"
+    from posebook.runs import MODELS, experiment_folder, fit_run, gpu_options, model_name
     model = model_name(model)
     if model and model not in MODELS: raise UsageError(f'unknown model {model!r}; known are {", ".join(MODELS)}')
-    given = {'model.kind': kind, 'model.joints': joints, 'seed_everything': seed, 'data.paths': json.dumps(data) if data else ''}
+    if experiment and output: raise UsageError('--experiment NAME is --output outputs/NAME: give one of the two')
+    given = {'model.kind': kind, 'model.joints': joints, 'model.network': model_type, 'model.size': size,
+             'seed_everything': seed, 'data.paths': json.dumps(data) if data else ''}
     more = [str(x) for name,value in given.items() if value not in ('',None) for x in (f'--{name}',value)]
-    fit_run(model or None, output, [*rest, *more], from_run, resume, overwrite, ckpt_path)
+    more += [] if gpu is None else gpu_options(gpu)
+    output = experiment_folder(experiment) if experiment else output
+    fit_run(model or None, output, [*rest, *more], from_run, resume, overwrite, ckpt_path, 3*debug, model_type)
 
 def _judged(part, run, data, ckpt_path, output, rest):
     "Metrics on one part, printed as JSON"
@@ -194,12 +203,12 @@ def test(
 
 def predict(
     run:str, # Folder of a run, or the name of weights that ship with posebook
-    data:list[str]=None, # Motion to judge; without it the data of the run
+    data:list[str]=None, # Motion to judge, or to lift; without it the data of the run
     output:str='outputs/predictions.npz', # File to write
     ckpt_path:str='', # Use this checkpoint: best, last or a file; without it the weights that were kept
     rest=(), # Every other setting
 ):
-    "Energy and log-density of every pose of some motion, as an npz file"
+    "What a model says of every pose of some motion, as an npz file; a prior its energy and density, a lifter the joints in 3D"
     from posebook.runs import predict_run
     print(predict_run(run, data, output, rest, ckpt_path))
 
@@ -318,8 +327,12 @@ def demo(
 COMMANDS = dict(demo=demo, data=data, convert=convert, fit=fit, validate=validate, test=test, predict=predict,
                 evaluate=evaluate, compare=compare, debug=debug, sample=sample, view=view)
 RUNS = ('fit','validate','test','predict') # their other options are settings of the run
-BROUGHT = {'denoise': 'Remove noise from a motion, with any prior', 'inbetween': 'Fill the frames between key frames',
-           'complete': 'Fill in joints that were not seen', 'fit2d': 'Fit bodies to 2D keypoints of a picture or a folder'}
+BROUGHT = {'denoise': ('posebook.fitting_commands', 'Remove noise from a motion, with any prior'),
+           'inbetween': ('posebook.fitting_commands', 'Fill the frames between key frames'),
+           'complete': ('posebook.fitting_commands', 'Fill in joints that were not seen'),
+           'fit2d': ('posebook.fitting_commands', 'Fit bodies to 2D keypoints of a picture or a folder'),
+           'lift': ('posebook.lift_commands', 'Lift 2D keypoints of a file or a folder to 3D'),
+           'devices': ('posebook.lift_commands', 'What hardware there is to compute on, and what falls back')}
 GROUPS = {'ndf': ('posebook.ndf_commands', 'Distance fields: prepare, project, sample, interpolate')}
 
 def parse(
@@ -350,11 +363,10 @@ def parse_run(
 def usage()->str:
     "What `posebook --help` prints"
     lines = [f'  {n:10s} {f.__doc__.split(";")[0]}' for n,f in COMMANDS.items()]
-    lines += [f'  {n:10s} {about}' for n,about in BROUGHT.items()]
-    lines += [f'  {n:10s} {about}' for n,(_,about) in GROUPS.items()]
+    lines += [f'  {n:10s} {about}' for n,(_,about) in (BROUGHT|GROUPS).items()]
     return '\n'.join(['usage: posebook COMMAND [options]', '', 'Learned 3D-pose priors under one roof.', '', 'commands:',
         *lines, '', 'posebook COMMAND --help shows the options of a command.',
-        '--version prints the version; --debug, anywhere, shows the traceback of an error.'])
+        '--version prints the version; --debug, anywhere, shows the traceback of an error; with fit, it also only tries a few batches.'])
 
 def run_group(
     name:str, # A key of `GROUPS`
@@ -375,8 +387,9 @@ def run_brought(
     name:str, # A key of `BROUGHT`
     argv:list[str], # Its arguments
 ):
-    "Run a command of the chapter on fitting"
-    from posebook.fitting_commands import COMMANDS as brought
+    "Run a command that another chapter brings along"
+    from importlib import import_module
+    brought = import_module(BROUGHT[name][0]).COMMANDS
     return brought[name](**parse(name, argv, brought[name]))
 
 def unknown(
@@ -417,8 +430,8 @@ def main(
 )->int: # Exit code
     "The `posebook` command"
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = '--debug' in argv
-    try: run([a for a in argv if a!='--debug'])
+    debug,argv = '--debug' in argv,[a for a in argv if a!='--debug']
+    try: run([*argv, '--debug'] if debug and argv[:1]==['fit'] else argv)
     except SystemExit as e: return e.code if isinstance(e.code, int) else int(e.code is not None)
     except KeyboardInterrupt: return fail('interrupted', 130)
     except BrokenPipeError:

@@ -283,6 +283,15 @@ def pictures(self:SavedModel,
     return {}
 
 @patch
+def predict_part(self:SavedModel,
+    data:pl.LightningDataModule, # With the part
+    part:str, # train, val or test
+    trainer:pl.Trainer, # That runs the model
+)->dict: # Name to array
+    "What the model says of each row"
+    raise PriorError(f'{type(self).__name__} has nothing to predict')
+
+@patch
 def remarks(self:SavedModel)->list[str]:
     "What people should know of a model that has just been trained"
     return []
