@@ -6,9 +6,7 @@
 __all__ = ['KINDS', 'Frame', 'Normaliser', 'hip_joints', 'root_points', 'root_relative', 'person_size']
 
 # %% ../nbs/05g_normalisers.ipynb #05g-002
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 import torch
 from fastcore.basics import patch
@@ -16,9 +14,8 @@ from torch import Tensor
 from .keypoints import KeypointError
 from .lift_data import root_ids
 from .skeleton import Skeleton, get_skeleton
-from .take import whole_file
 
-# %% ../nbs/05g_normalisers.ipynb #05g-005
+# %% ../nbs/05g_normalisers.ipynb #05g-007
 class Frame(NamedTuple):
     "How points were normalised: `x = (pixels-shift)/scale`"
     shift:Tensor # (..., 1 or T, 1 or K, 2) pixels
@@ -38,7 +35,8 @@ class Normaliser:
 
     def __post_init__(self):
         object.__setattr__(self, 'layout', get_skeleton(self.layout))
-        if self.kind in KINDS and self.kind in ('screen','standard'): object.__setattr__(self, 'over', KINDS[self.kind][0])
+        only = KINDS.get(self.kind, ())
+        if len(only)==1: object.__setattr__(self, 'over', only[0])
         _check_normaliser(self)
 
     @property
@@ -59,7 +57,7 @@ def _check_normaliser(n:Normaliser):
         if tuple(t.shape) not in ((K,2),(1,1)) or not t.isfinite().all() or (k=='spread' and not (t>0).all()):
             raise bad(k, f'finite pixels, ({K}, 2)', f'{tuple(t.shape)}', 'fit it again')
 
-# %% ../nbs/05g_normalisers.ipynb #05g-007
+# %% ../nbs/05g_normalisers.ipynb #05g-009
 def hip_joints(
     layout:str|Skeleton, # A layout
 )->tuple[int,...]: # Ids of the two hips; nothing where there are none
@@ -89,7 +87,7 @@ def root_relative(
     root = joints[...,list(root_ids(layout)),:].mean(-2, keepdim=True)
     return joints-root, root[...,0,:]
 
-# %% ../nbs/05g_normalisers.ipynb #05g-009
+# %% ../nbs/05g_normalisers.ipynb #05g-012
 def _screen(n, p, w, sizes):
     "The width of the picture becomes [-1, 1]"
     if sizes is None or not (sizes>0).all(): raise KeypointError('points', 'sizes', 'width and height of every picture',
@@ -109,7 +107,7 @@ def _positive(scale):
     "A scale that can be divided by: 1 where there is none"
     return torch.where(scale>1e-6, scale, 1.)
 
-# %% ../nbs/05g_normalisers.ipynb #05g-011
+# %% ../nbs/05g_normalisers.ipynb #05g-014
 def person_size(
     points:Tensor, # Seen from the root, (..., T, K, D)
     weights:Tensor, # (..., T, K)
@@ -121,7 +119,7 @@ def person_size(
     if len(ids)==1: weights = weights*(torch.arange(weights.shape[-1], device=weights.device)!=ids[0])
     dims = (-1,) if over=='frame' else (-2,-1)
     square = (points.square().sum(-1)*weights).sum(dims, keepdim=True)/weights.sum(dims, keepdim=True).clamp(min=1e-9)
-    return square.clamp(min=0).sqrt()[...,None]
+    return square.clamp(min=1e-14).sqrt()[...,None] # its slope is finite where all joints are one
 
 def _root(n, p, w, sizes):
     "Seen from the root, in tenths of the person's size"
@@ -136,7 +134,7 @@ def _standard(n, p, w, sizes):
 
 _FRAMES = dict(screen=_screen, box=_box, root=_root, standard=_standard)
 
-# %% ../nbs/05g_normalisers.ipynb #05g-012
+# %% ../nbs/05g_normalisers.ipynb #05g-016
 @patch
 def __call__(self:Normaliser,
     points:Tensor, # (..., T, K, 2) pixels; anything where not seen
@@ -144,14 +142,19 @@ def __call__(self:Normaliser,
     sizes:Tensor|None=None, # Width and height of the pictures, (..., 2) pixels; for screen
 )->tuple[Tensor,Frame]: # (..., T, K, 2), zeros where not seen; and what the inverse needs
     "Normalise"
-    if not self.fitted: raise KeypointError('normaliser', f'{self.kind} over {self.over}', 'statistics of a data set', 'none', '`fit` it first')
-    if points.ndim<3 or points.shape[-2:]!=(len(self.layout),2): raise KeypointError('points', 'shape',
-        f'(..., T, {len(self.layout)}, 2) for {self.layout.name!r}', tuple(points.shape), '`posebook.layouts` converts')
+    _check_points(self, points)
     w = torch.ones_like(points[...,0]) if seen is None else seen.to(points)
     w = torch.where(points.isfinite().all(-1), w, 0.)
     p = torch.where(w[...,None]>0, points, 0.)
     frame = _FRAMES[self.kind](self, p, w, sizes)
     return torch.where(w[...,None]>0, (p-frame.shift)/frame.scale, 0.), frame
+
+def _check_points(n, points):
+    "Raise unless these can be normalised"
+    if not n.fitted: raise KeypointError('normaliser', f'{n.kind} over {n.over}', 'statistics of a data set', 'none', '`fit` it first')
+    if points.ndim>=3 and points.shape[-2:]==(len(n.layout),2): return
+    raise KeypointError('points', 'shape', f'(..., T, {len(n.layout)}, 2) for {n.layout.name!r}', tuple(points.shape),
+                        '`posebook.layouts` converts')
 
 @patch
 def inverse(self:Normaliser,
@@ -161,7 +164,7 @@ def inverse(self:Normaliser,
     "Undo `__call__`, for joints that were seen"
     return x*frame.scale+frame.shift
 
-# %% ../nbs/05g_normalisers.ipynb #05g-014
+# %% ../nbs/05g_normalisers.ipynb #05g-022
 @patch
 def fit(self:Normaliser,
     keypoints, # With `points` (N, K, 2) pixels, `confidence` (N, K) and `layout`: a `LiftSet` or `Keypoints`
@@ -192,7 +195,7 @@ def _mean_size(p, w, layout):
     some = size[size>1e-6]
     return None, (some.mean() if len(some) else size.new_ones(())).reshape(1,1)
 
-# %% ../nbs/05g_normalisers.ipynb #05g-015
+# %% ../nbs/05g_normalisers.ipynb #05g-025
 @patch
 def to_config(self:Normaliser)->dict:
     "Plain values, for JSON"
