@@ -41,7 +41,8 @@ class VirtualCameras:
     def __post_init__(self):
         for k,low,high in (('distance',1e-3,math.inf), ('azimuth',-math.inf,math.inf), ('fov',1e-3,170.)):
             v = getattr(self, k)
-            if len(v)!=2 or not low<=v[0]<=v[1]<=high: raise KeypointError('virtual cameras', k, f'two ascending numbers from {low:g} to {high:g}', v)
+            if len(v)!=2 or not low<=v[0]<=v[1]<=high: raise KeypointError(
+                'virtual cameras', k, f'two ascending numbers from {low:g} to {high:g}', tuple(v))
         if not 0<=self.aim<=1: raise KeypointError('virtual cameras', 'aim', 'a share from 0 to 1', self.aim)
 
     def sample(self,
@@ -128,6 +129,7 @@ def seen_joints(
     "The points of a layout on a body"
     layout = get_skeleton(layout)
     s = _body_of(layout, via)
+    joints = joints[...,:len(s),:]
     if s.name=='body22': return convert_joints(joints, s, layout)
     points,_ = detector_joints(joints, via or layout, s)
     return convert_joints(points, via, layout) if via else points
@@ -190,15 +192,16 @@ class ViewRows(Dataset):
         bodies:VirtualBodies|None=VirtualBodies(), # How bodies are drawn; None: always the same
         noise=None, # What a detector adds, see `posebook.augment.DetectorNoise`
         seed:int=0, # Of everything that is drawn
-        via:str='', # Layout of a detector to pass through, see `seen_joints`
+        via:str|list[str]='', # Layout of a detector to pass through, see `seen_joints`; of several, each window draws one
         labelled:np.ndarray|None=None, # Which sequences have their 3D given, mask; None: all
         views:int=1, # Views of each window in one pass
     ):
-        self.poses,self.layout,self.via,self.seed = poses,get_skeleton(layout),via,seed
+        self.poses,self.layout,self.seed = poses,get_skeleton(layout),seed
+        self.via = [via] if isinstance(via, str) else list(via)
         self.cameras,self.bodies,self.noise,self.views = cameras,bodies,noise,views
         self.windows = window_rows(poses.lengths, frames, stride)
         self.labelled = np.ones(len(poses.names), bool) if labelled is None else np.asarray(labelled)
-        self.body = _body_of(self.layout, via)
+        self.body = max((_body_of(self.layout, v) for v in self.via), key=len)
         self.rest = body_joints(poses, self.body)
 
     def __len__(self): return len(self.windows)*self.views
@@ -221,6 +224,18 @@ def body_joints(
     return out
 
 @patch
+def pass_through(self:ViewRows,
+    joints:Tensor, # (B, T, J, 3) metres
+    generator:torch.Generator, # What draws one of several ways
+)->Tensor: # (B, T, K, 3) metres
+    "Joints in the layout of the batches"
+    if len(self.via)==1: return seen_joints(joints, self.layout, self.via[0])
+    which = torch.randint(len(self.via), (len(joints),), generator=generator)
+    out = joints.new_empty(*joints.shape[:2], len(self.layout), 3)
+    for i,via in enumerate(self.via): out[which==i] = seen_joints(joints[which==i], self.layout, via)
+    return out
+
+@patch
 def __getitem__(self:ViewRows,
     ids, # Numbers of windows, an array
 )->dict[str,Tensor]: # A batch
@@ -229,7 +244,7 @@ def __getitem__(self:ViewRows,
     rows,g = self.windows[ids%len(self.windows)],seeded(self.seed, self.epoch, rows=ids)
     x = self.rest[torch.from_numpy(rows)] # (B, T, J, 3)
     if self.bodies: x = scale_bones(x, self.bodies.sample(len(ids), self.body, g)[:,None], self.body)
-    x = seen_joints(x, self.layout, self.via)
+    x = self.pass_through(x, g)
     batch = look(x, self.cameras.sample(len(ids), g, *ball(x)), self.layout)
     if self.noise is not None: batch['points'],batch['seen'] = self.noise(batch['points'], batch['seen'], g, self.layout)
     clip = torch.from_numpy(self.poses.sequence[rows[:,0]])
@@ -267,6 +282,7 @@ def _seen_clip(x, cameras, layout, noise, p, key, fps):
     b = look(x, c, layout)
     if noise is not None: b['points'],b['seen'] = noise(b['points'], b['seen'], g, layout)
     own = Camera(c.focal[0], c.center, torch.eye(3), torch.zeros(3), c.width, c.height)
-    clip = Clip(f"{p['name']}{'~' if p['mirrored'] else ''}/{key[-2]}/view{key[-1]}", fps=fps, subject=p['subject'], action=p.get('action', ''),
-                camera_name=f'view{key[-1]}', group=p['group'], camera=own, extrinsics=c[0])
+    name = f"{p['name']}{'~' if p['mirrored'] else ''}/{key[-2]}/view{key[-1]}"
+    clip = Clip(name, fps=fps, subject=p['subject'], action=p.get('action', ''), camera_name=f'view{key[-1]}', group=p['group'],
+                camera=own, extrinsics=c[0])
     return clip, b['points'][0], b['seen'][0], (b['joints']+b['root'][:,:,None])[0]

@@ -122,7 +122,8 @@ def test_root_without_a_pelvis():
         assert torch.allclose(root_points(p, seen, s)[...,0,:], hips, atol=1e-4)
     x = torch.randn(2, 3, 17, 3)
     rel,root = root_relative(x, 'coco17')
-    assert torch.allclose(rel[...,[11,12],:].mean(-2), torch.zeros(2, 3, 3), atol=1e-6) and torch.allclose(rel+root[...,None,:], x, atol=1e-6)
+    assert torch.allclose(rel[...,[11,12],:].mean(-2), torch.zeros(2, 3, 3), atol=1e-6)
+    assert torch.allclose(rel+root[...,None,:], x, atol=1e-6)
 
 # ---- augmentation
 
