@@ -27,7 +27,7 @@ from .coordinates import PriorError
 from .demo import listed, tensors, versions
 from .optimization import Optimization
 from .prior import PosePrior
-from .saved_models import SavedModel, find_pretrained, quiet_lightning, read_config
+from .saved_models import KEPT, SavedModel, find_pretrained, quiet_lightning, read_config
 from .scoreboard import recordings
 from .scores import held_out_nll, score_prior, score_table
 from .take import whole_file
@@ -38,10 +38,10 @@ from .training import (BEST, LAST, CallbackOptions, check_checkpoint, load_check
 MODELS = {'gaussian': 'posebook.gaussian.GaussianPrior', 'joint-flow': 'posebook.joint_flow.JointFlowPrior',
           'global-flow': 'posebook.global_flow.GlobalFlowPrior',
           'pose-ndf': 'posebook.pose_ndf.PoseNDF', 'zuko': 'posebook.scoreboard.ZukoPrior',
-          'lifting': 'posebook.lifting.Lifter'}
+          'keypoint-flow': 'posebook.unsupervised.KeypointFlow', 'lifting': 'posebook.lifting.Lifter'}
 LAYERS = {name: ['gradient',name] for name in MODELS} | {'gaussian': ['gaussian']}
 JUDGES = {'lifting': 'posebook.lift_scores'} # the chapter that teaches a model to judge itself, if not its own
-KINDS = ('prior','lifter') # how settings and records may call what was trained
+KINDS = ('prior','lifter','flow') # how settings and records may call what was trained
 SETTINGS,RECORD,SPLIT,METRICS = 'config.yaml','run.json','split.json','metrics.json'
 
 def model_name(
@@ -247,7 +247,7 @@ def clear(
     folder:Path, # Folder of a run
 ):
     "Remove what runs write, and nothing else"
-    for name in ('checkpoints','tensorboard',*KINDS): shutil.rmtree(folder/name, ignore_errors=True)
+    for name in ('checkpoints','tensorboard',*KEPT): shutil.rmtree(folder/name, ignore_errors=True)
     for name in (SETTINGS, RECORD, SPLIT, METRICS, 'metrics.csv'): (folder/name).unlink(missing_ok=True)
 
 # %% ../nbs/09c_runs.ipynb #09c-019
@@ -482,7 +482,7 @@ def open_run(
     "Model and data of a run"
     files,rest = given_files(options)
     folder = Path(run)
-    unfinished = (folder/SETTINGS).is_file() and not any((folder/k).is_dir() for k in KINDS)
+    unfinished = (folder/SETTINGS).is_file() and not any((folder/k).is_dir() for k in KEPT)
     kept = None if ckpt_path or unfinished else find_pretrained(run)
     base = [folder/SETTINGS] if (folder/SETTINGS).is_file() else []
     name = which_model(None if base else _name_of(read_config(kept), run), base)
