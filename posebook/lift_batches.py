@@ -19,8 +19,9 @@ from .augment import DetectorNoise
 from .collection import cache_root
 from .keypoints import KeypointError
 from .lift_data import LiftSet, assert_apart, root_ids
+from .lift_files import read_lift_data
 from .normalisers import Normaliser
-from .poses import PARTS, PoseDataModule, Split, deal
+from .poses import PoseDataModule, Split
 from .skeleton import Skeleton, get_skeleton, rest_joints
 from .take import whole_file
 from .virtual_views import ViewRows, VirtualBodies, VirtualCameras, see_poses, seen_joints
@@ -70,7 +71,7 @@ def metric_joints(
     adult = bone_total(seen_joints(rest_joints('body22'), data.layout), data.layout)
     return data.joints*(adult/bone_total(data.joints, data.layout).clamp(min=1e-6))[:,None,None]
 
-# %% ../nbs/05gc_lift_batches.ipynb #05gc-007
+# %% ../nbs/05gc_lift_batches.ipynb #05gc-011
 class LiftDataModule(PoseDataModule):
     "Windows of keypoints for lifting; other arguments as for `PoseDataModule`"
     links = (('model.layout','data.layout'),('model.frames','data.frames')) # settings of a run that agree by themselves
@@ -87,13 +88,14 @@ class LiftDataModule(PoseDataModule):
         labels:float=1., # Share of the training recordings whose 3D is given
         held_out:list[str]|None=None, # Subjects, actions or recordings, as `split_by` says, that are the test part
         longest:int=150, # Frames of a held-out clip of views, at most
+        reading:dict|None=None, # Further arguments of `posebook.lift_files.read_lift_data`, such as cameras
         batch_size:int=512, # Windows a batch
         mirror:bool=True, # Add mirror images to the training poses
         **data, # As for `PoseDataModule`
     ):
         super().__init__(batch_size=batch_size, mirror=mirror, **data)
         own = dict(source=source, layout=layout, frames=frames, stride=stride, views=views, via=via, labels=labels, held_out=held_out,
-                   longest=longest, batch_size=batch_size, mirror=mirror)
+                   longest=longest, reading=reading, batch_size=batch_size, mirror=mirror)
         self.cameras,self.bodies,self.noise = cameras,bodies,noise
         self.hparams.update(own|dict(cameras=asdict(cameras), bodies=asdict(bodies), noise=asdict(noise)))
         self.sets,self.rows = {},{}
@@ -113,15 +115,17 @@ def _check_data(h):
     for k in ('frames','stride','views','longest'):
         if getattr(h, k)<1: raise bad(k, 'a number from 1 on', getattr(h, k))
 
-# %% ../nbs/05gc_lift_batches.ipynb #05gc-009
+# %% ../nbs/05gc_lift_batches.ipynb #05gc-013
 def label_recordings(
     sizes:dict[str,int], # Frames of each recording
     share:float, # Of the frames
     seed:int=0, # Of the draw
 )->set[str]: # Those that keep their labels; one at least, unless the share is 0
     "Draw recordings whose 3D is given"
-    if not share or share==1: return set(sizes) if share else set()
-    return {g for g,part in deal(sizes, (share,1-share), seed).items() if part==0}
+    names = sorted(sizes)
+    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    got = np.cumsum([sizes[n] for n in order])
+    return set(order[:1+int(abs(got-share*got[-1]).argmin())]) if share else set()
 
 def _frames_by(names, lengths)->dict[str,int]:
     "Frames of each recording"
@@ -152,7 +156,7 @@ def recordings(self:LiftDataModule,
     "The recordings of a part"
     return sorted(set(_recordings(self.part(part))[0]))
 
-# %% ../nbs/05gc_lift_batches.ipynb #05gc-011
+# %% ../nbs/05gc_lift_batches.ipynb #05gc-016
 @patch
 def view_parts(self:LiftDataModule)->Split:
     "Motion, split"
@@ -191,20 +195,20 @@ def file_parts(self:LiftDataModule)->Split:
     parts.record['parts']['test'] = [c.name for c in parts['test'].clips]
     return parts
 
-# %% ../nbs/05gc_lift_batches.ipynb #05gc-012
-def _read_set(path, layout):
+# %% ../nbs/05gc_lift_batches.ipynb #05gc-017
+def _read_set(path, layout, more):
     "One file in a layout"
-    from posebook.lift_files import read_lift_data
-    return read_lift_data(path).to(layout)
+    return read_lift_data(path, **more).to(layout)
 
 @patch
 def whole_lift_set(self:LiftDataModule)->LiftSet:
     "All keypoint files, in the layout of the batches"
     h = self.hparams
     paths = [h.paths] if isinstance(h.paths, (str,Path)) else list(h.paths)
-    if h.read_workers<2 or len(paths)<2: return LiftSet.join([_read_set(p, h.layout) for p in paths])
+    each = paths,[h.layout]*len(paths),[h.reading or {}]*len(paths)
+    if h.read_workers<2 or len(paths)<2: return LiftSet.join(list(map(_read_set, *each)))
     with ProcessPoolExecutor(h.read_workers, mp_context=get_context('spawn')) as pool:
-        return LiftSet.join(list(pool.map(_read_set, paths, [h.layout]*len(paths))))
+        return LiftSet.join(list(pool.map(_read_set, *each)))
 
 @patch
 def lift_set(self:LiftDataModule,
@@ -245,7 +249,7 @@ def batches(self:LiftDataModule,
     if len(loader) and isinstance(loader.dataset, ViewRows): loader.dataset.sampler = loader.sampler
     return loader
 
-# %% ../nbs/05gc_lift_batches.ipynb #05gc-013
+# %% ../nbs/05gc_lift_batches.ipynb #05gc-018
 SEEN = 'source','layout','views','cameras','bodies','noise','via','longest','split_seed','seed' # Settings that make views
 
 @patch(as_prop=True)

@@ -72,7 +72,7 @@ def _looking(toward, distance, target, tilt, fov, size):
     R = axis_angle_to_matrix(tilt)@c.R
     return c.replaced(R=R, t=-(R@eye[...,None])[...,0], center=torch.tensor([w/2,h/2]), width=w, height=h)
 
-# %% ../nbs/05gb_virtual_views.ipynb #05gb-007
+# %% ../nbs/05gb_virtual_views.ipynb #05gb-009
 @dataclass(frozen=True)
 class VirtualBodies:
     "How bodies are drawn"
@@ -108,7 +108,7 @@ def scale_bones(
     D,A = (m.to(joints) for m in _bone_matrices(get_skeleton(skeleton)))
     return A@(factors[...,None]*(D@joints))
 
-# %% ../nbs/05gb_virtual_views.ipynb #05gb-009
+# %% ../nbs/05gb_virtual_views.ipynb #05gb-012
 @functools.lru_cache(32)
 def _body_of(layout:Skeleton, via:str)->Skeleton:
     "The first joints of SMPL-X, as many as the layout needs"
@@ -134,7 +134,7 @@ def seen_joints(
     points,_ = detector_joints(joints, via or layout, s)
     return convert_joints(points, via, layout) if via else points
 
-# %% ../nbs/05gb_virtual_views.ipynb #05gb-011
+# %% ../nbs/05gb_virtual_views.ipynb #05gb-015
 def look(
     joints:Tensor, # In the world, y up, (B, T, K, 3) metres
     cameras:Camera, # A batch of B, at rest
@@ -159,7 +159,7 @@ def ball(
     middle = (x.amin(1)+x.amax(1))/2
     return middle, (x-middle[:,None]).norm(dim=-1).amax(1)
 
-# %% ../nbs/05gb_virtual_views.ipynb #05gb-013
+# %% ../nbs/05gb_virtual_views.ipynb #05gb-018
 def window_rows(
     lengths, # Frames of each recording, one after the other
     frames:int=1, # Of a window
@@ -253,7 +253,7 @@ def __getitem__(self:ViewRows,
     batch['root'] = torch.where(known[:,None,None], batch['root'], 0.)
     return batch|dict(labelled=known, clip=clip, frame_ids=torch.from_numpy(rows))
 
-# %% ../nbs/05gb_virtual_views.ipynb #05gb-016
+# %% ../nbs/05gb_virtual_views.ipynb #05gb-021
 def see_poses(
     poses:PoseSet, # What is seen
     cameras:VirtualCameras=VirtualCameras(), # How cameras are drawn
