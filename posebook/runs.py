@@ -41,7 +41,7 @@ MODELS = {'gaussian': 'posebook.gaussian.GaussianPrior', 'joint-flow': 'posebook
           'keypoint-flow': 'posebook.unsupervised.KeypointFlow', 'lifting': 'posebook.lifting.Lifter'}
 LAYERS = {name: ['gradient',name] for name in MODELS} | {'gaussian': ['gaussian']}
 JUDGES = {'lifting': 'posebook.lift_scores'} # the chapter that teaches a model to judge itself, if not its own
-KINDS = ('prior','lifter','flow') # how settings and records may call what was trained
+KINDS = ('prior','lifter','trained') # how settings and records name the model
 SETTINGS,RECORD,SPLIT,METRICS = 'config.yaml','run.json','split.json','metrics.json'
 
 def model_name(
@@ -119,10 +119,16 @@ class PriorCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser):
         "Settings beside those of model, data and trainer"
-        parser.add_argument(f'--{model_class(self.name).kind}', type=str, default=self.name, help='Name of the model')
+        parser.add_argument(f'--{self.key}', type=str, default=self.name, help='Name of the model')
         parser.add_class_arguments(Optimization, 'optimization')
         parser.add_class_arguments(CallbackOptions, 'callbacks')
         for pair in getattr(model_class(self.name).data_class, 'links', ()): parser.link_arguments(*pair)
+
+    @property
+    def key(self)->str:
+        "Under which of `KINDS` settings and records name the model"
+        kind = model_class(self.name).kind
+        return kind if kind in KINDS else KINDS[-1]
 
     def instantiate_trainer(self):
         "Read the data, then make a trainer that suits it"
@@ -175,10 +181,11 @@ class ProgressBar(RichProgressBar):
 def settings(self:PriorCLI)->dict:
     "Everything that was decided, by name"
     found = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-    for key in ('paths','split_file','cache_dir'):
-        if value := found['data'].get(key):
-            found['data'][key] = str(Path(value).absolute()) if isinstance(value, str) else \
-                [str(Path(v).absolute()) for v in value]
+    whole = lambda v: [whole(x) for x in v] if isinstance(v, list) else str(Path(v).absolute())
+    for group,key in (('data','paths'),('data','split_file'),('data','cache_dir')):
+        if value := found[group].get(key): found[group][key] = whole(value)
+    for key in ('flow','teacher','init_from'): # other models: folders here, or names that ship
+        if (value := found['model'].get(key)) and Path(value).exists(): found['model'][key] = whole(value)
     return found
 
 def make_cli(
@@ -262,7 +269,7 @@ def write_text(
 def record(self:PriorCLI)->dict:
     "What a repetition is compared with"
     d = self.datamodule
-    return {self.model.kind: self.name, 'seed': self.config.seed_everything, 'versions': versions(),
+    return {self.key: self.name, 'seed': self.config.seed_everything, 'versions': versions(),
             'data': dict(fingerprint=d.fingerprint, **{part: len(poses) for part,poses in d.parts.items()})}
 
 @patch
@@ -520,7 +527,7 @@ def judge_run(
     cli.datamodule.part(part)
     warn_if_seen(cli.model, cli.datamodule, part)
     logged = logged_metrics(cli.model, cli.datamodule, part)
-    found = {cli.model.kind: cli.name, 'part': part, **cli.model.eval().measure(cli.datamodule, part), 'logged': logged}
+    found = {cli.key: cli.name, 'part': part, **cli.model.eval().measure(cli.datamodule, part), 'logged': logged}
     if output: write_text(Path(output), json.dumps(found, indent=2))
     return found
 

@@ -220,4 +220,4 @@ def test_shipped_settings_fit_their_classes(name, tmp_path):
     if importlib.util.find_spec(module) is None: pytest.skip(f'{module} is not written yet')
     if name == 'zuko': pytest.importorskip('zuko')
     cli = make_cli(name, layers(name), ['--trainer.default_root_dir', str(tmp_path)])
-    assert cli.settings['prior'] == name and yaml.safe_load(yaml.safe_dump(cli.settings)) == cli.settings
+    assert cli.settings[cli.key] == name and yaml.safe_load(yaml.safe_dump(cli.settings)) == cli.settings
