@@ -10,7 +10,8 @@ from posebook.lift_data import LiftSet
 from posebook.normalisers import Normaliser
 from posebook.poses import PoseSet, embedded_data
 from posebook.skeleton import get_skeleton, pose_to_joints
-from posebook.virtual_views import (ViewRows, VirtualBodies, VirtualCameras, ball, look, scale_bones, see_poses, seeded, seen_joints, window_rows)
+from posebook.virtual_views import (ViewRows, VirtualBodies, VirtualCameras, ball, look, scale_bones, see_poses, seeded, seen_joints,
+                                    window_rows)
 
 @pytest.fixture(scope='module')
 def poses(): return embedded_data()
@@ -19,7 +20,8 @@ def reproject(b):
     x = b['joints']+b['root'][:,:,None]
     return x[...,:2]/x[...,2:]*b['focal'][:,None,None]+b['center'][:,None,None]
 
-@pytest.mark.parametrize('layout, via', [('h36m17',''), ('h36m17','body25'), ('h36m17',['','coco17']), ('coco17',''), ('body25',''), ('body22','')])
+@pytest.mark.parametrize('layout, via', [('h36m17',''), ('h36m17','body25'), ('h36m17',['','coco17']), ('coco17',''), ('body25',''),
+                                         ('body22','')])
 @pytest.mark.parametrize('frames', [1,13])
 def test_everybody_is_in_the_picture_and_reprojects(poses, layout, via, frames):
     rows = ViewRows(poses, layout, frames, via=via)
@@ -31,7 +33,8 @@ def test_everybody_is_in_the_picture_and_reprojects(poses, layout, via, frames):
     assert b['root'][...,2].min() > 1.5 and b['labelled'].all()
 
 def test_cameras_are_as_asked_for():
-    c = VirtualCameras(distance=(4.,5.), elevation=(30.,2.), azimuth=(0.,90.), roll=0., fov=(40.,41.), aim=0., size=(1280,720)).sample(400, seeded(0))
+    few = VirtualCameras(distance=(4.,5.), elevation=(30.,2.), azimuth=(0.,90.), roll=0., fov=(40.,41.), aim=0., size=(1280,720))
+    c = few.sample(400, seeded(0))
     assert (c.width,c.height)==(1280,720)
     d = c.position.norm(dim=-1)
     assert d.min()>=4 and d.max()<=5
@@ -197,7 +200,8 @@ def test_recorded_positions_are_used():
     assert abs((root[-1]-root[0]).norm()-2) < .01
 
 @pytest.mark.parametrize('make, text', [
-    (lambda: VirtualCameras(fov=(50.,200.)), 'fov'), (lambda: VirtualCameras(distance=(5.,3.)), 'ascending'), (lambda: VirtualCameras(aim=2.), 'aim'),
+    (lambda: VirtualCameras(fov=(50.,200.)), 'fov'), (lambda: VirtualCameras(distance=(5.,3.)), 'ascending'),
+    (lambda: VirtualCameras(aim=2.), 'aim'),
     (lambda: ViewRows(embedded_data(), 'mpii17'), 'joints that a body has'), (lambda: LiftDataModule(source='files'), 'paths'),
     (lambda: LiftDataModule(frames=0), 'frames'), (lambda: LiftDataModule(labels=-.1), 'labels')])
 def test_refused(make, text):
