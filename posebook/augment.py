@@ -178,7 +178,7 @@ class DetectorNoise:
         p,c,shape = points,seen.to(points),tuple(points.shape[:2])
         if self.strength:
             e = detector_error(shape, layout, generator).to(p)*self.strength
-            c = c*trust(e.norm(dim=-1).cpu(), generator).to(p)
+            c = c*trust(torch.hypot(*e.cpu().unbind(-1)), generator).to(p)
             p = p+e*box_size(points, seen)
         if self.swapped: p,c = self.swap(p, c, generator, get_skeleton(layout))
         if self.missed: c = torch.where(_spells(p.shape[:3], self.missed, generator, KEY).to(p.device), 0., c)

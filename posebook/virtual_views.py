@@ -157,7 +157,7 @@ def ball(
     "The ball around a person over a window"
     x = joints.flatten(1, 2)
     middle = (x.amin(1)+x.amax(1))/2
-    return middle, (x-middle[:,None]).norm(dim=-1).amax(1)
+    return middle, (x-middle[:,None]).square().sum(-1).amax(1).sqrt()
 
 # %% ../nbs/05gb_virtual_views.ipynb #05gb-018
 def window_rows(
