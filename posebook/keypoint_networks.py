@@ -26,10 +26,10 @@ class KeypointTokens(nn.Module):
         frames:int, # Most frames T
     ):
         super().__init__()
-        learned = lambda *shape: nn.Parameter(.02*torch.randn(*shape))
+        learned = lambda std,*shape: nn.Parameter(std*torch.randn(*shape))
         self.project = nn.Linear(in_dims+1, dim)
-        self.joint,self.frame = learned(joints, dim),learned(frames, 1, dim)
-        self.unseen,self.masked = learned(dim),learned(dim)
+        self.joint,self.frame = learned(.5, joints, dim),learned(.02, frames, 1, dim)
+        self.unseen,self.masked = learned(.02, dim),learned(.02, dim)
 
     def forward(self, x, seen, masked=None):
         "(B, T, K, dim) of coordinates (B, T, K, C), confidences (B, T, K) and what is hidden (B, T, K)"
@@ -175,7 +175,8 @@ class KeypointTransformer(KeypointNetwork):
         super().__init__(layout, frames, in_dims, dim, layout_out)
         layer = lambda s,memory: Layer(dim, heads, mlp, s, frames, memory, dropout)
         self.tokens = KeypointTokens(in_dims, dim, len(self.layout), frames)
-        self.queries = nn.Parameter(.02*torch.randn(1, 1, len(self.layout_out), dim))
+        self.queries = nn.Parameter(.5*torch.randn(1, 1, len(self.layout_out), dim))
+        self.register_buffer('namesakes', joint_relations(self.layout_out, self.layout)[0], persistent=False) # (K', K)
         self.encoder = nn.ModuleList(layer(self.layout, None) for _ in range(depth))
         self.decoder = nn.ModuleList(layer(self.layout_out, self.layout) for _ in range(decoder_depth))
         self.between,self.norm = nn.LayerNorm(dim),nn.LayerNorm(dim)
@@ -186,8 +187,7 @@ class KeypointTransformer(KeypointNetwork):
         h = self.tokens(x, seen, masked)
         for layer in self.encoder: h = layer(h)
         memory = self.between(h)
-        q = self.queries+self.tokens.frame[:x.shape[1]]
-        q = q.expand(x.shape[0], -1, -1, -1)
+        q = self.queries+self.tokens.frame[:x.shape[1]]+self.namesakes@memory
         for layer in self.decoder: q = layer(q, memory)
         return self.norm(q)
 
@@ -312,7 +312,7 @@ NETWORKS = dict(transformer=KeypointTransformer, vit=KeypointViT, mlp=LiftMLP)
 
 _size = lambda dim,depth,decoder_depth,heads,mlp: dict(dim=dim, depth=depth, decoder_depth=decoder_depth, heads=heads, mlp=mlp)
 SIZES = dict(
-    transformer=dict(nano=_size(32,2,1,2,2.), tiny=_size(64,4,1,4,2.), small=_size(96,5,1,6,2.), base=_size(224,8,2,8,2.),
+    transformer=dict(nano=_size(32,2,1,2,2.), tiny=_size(64,4,1,4,2.), small=_size(80,4,1,5,2.), base=_size(224,8,2,8,2.),
                      large=_size(320,10,2,8,2.), huge=_size(512,11,2,8,2.), giant=_size(512,16,2,8,2.)),
     vit=dict(nano=_size(32,2,1,2,2.), tiny=_size(64,4,1,4,2.), small=_size(96,6,2,6,3.), base=_size(192,10,3,6,4.),
              large=_size(256,6,6,8,4.), huge=_size(512,8,4,8,4.)),

@@ -52,7 +52,7 @@ def scaled_position_loss(
     target = known_targets(pred, target, weight)
     w = torch.ones_like(pred[...,:1]) if weight is None else weight[...,None].to(pred)
     total = lambda x: (x*w).sum((-2,-1), keepdim=True)
-    scale = total(pred*target)/total(pred*pred).clamp(min=1e-9)
+    scale = total(pred*target).clamp(min=0)/total(pred*pred).clamp(min=1e-9)
     return weighted_mean((scale*pred-target).norm(dim=-1), weight)
 
 def l1_loss(
