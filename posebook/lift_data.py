@@ -82,7 +82,7 @@ def _in_front(joints):
     "Whether there are labels, and all of them have a depth"
     return joints is not None and bool(joints.isfinite().any()) and bool((joints[...,2].nan_to_num(1.) > 0).all())
 
-# %% ../nbs/05f_lift_data.ipynb #05f-010
+# %% ../nbs/05f_lift_data.ipynb #05f-011
 def _check_shapes(s:LiftSet):
     "Raise `KeypointError` unless all fields have as many rows"
     N,K = len(s.points),len(s.layout)
@@ -109,7 +109,7 @@ def _check_numbers(s:LiftSet):
         raise KeypointError('lift set', f'{name}, clip {clip.name!r}, frame {i-clip.start}, {s.layout.joints[j]}', want,
                             getattr(s, name)[i,j].tolist())
 
-# %% ../nbs/05f_lift_data.ipynb #05f-012
+# %% ../nbs/05f_lift_data.ipynb #05f-013
 @patch(cls_method=True)
 def of(cls:LiftSet,
     layout:str|Skeleton, # Of all clips
@@ -134,7 +134,7 @@ def _part(s, clip, points, confidence, joints):
         if tuple(v.shape)!=shape: raise KeypointError(f'clip {clip.name!r}', k, f'shape {shape} for {s.name!r}', tuple(v.shape))
     return made
 
-# %% ../nbs/05f_lift_data.ipynb #05f-017
+# %% ../nbs/05f_lift_data.ipynb #05f-018
 @patch(as_prop=True)
 def clip_of(self:LiftSet)->Tensor:
     "The number of the clip of each row, (N,)"
@@ -175,7 +175,7 @@ def root_relative(self:LiftSet,
     if self.joints is None: raise KeypointError('lift set', 'joints', 'labels', 'none')
     return self.joints-(self.root() if root is None else self.joints[:,root])[:,None]
 
-# %% ../nbs/05f_lift_data.ipynb #05f-020
+# %% ../nbs/05f_lift_data.ipynb #05f-021
 @patch
 def reprojection_error(self:LiftSet)->Tensor:
     "How far each joint is from where the camera of its clip sees it, (N, K) pixels; NaN where that cannot be said"
@@ -188,7 +188,7 @@ def reprojection_error(self:LiftSet)->Tensor:
         out[i] = torch.where(self.confidence[i] > 0, off.norm(dim=-1), math.nan).float()
     return out
 
-# %% ../nbs/05f_lift_data.ipynb #05f-023
+# %% ../nbs/05f_lift_data.ipynb #05f-024
 def _chosen(s:LiftSet, which)->list[int]:
     "Numbers of clips from numbers, a mask, or a question to each"
     if callable(which): return [i for i,c in enumerate(s.clips) if which(c)]
@@ -234,7 +234,7 @@ def thin(self:LiftSet,
     clips = [replace(c, fps=c.fps/step) for c in self.clips]
     return _rows(self, torch.cat([torch.zeros(0, dtype=torch.long), *kept]), _lined_up(clips, [len(k) for k in kept]))
 
-# %% ../nbs/05f_lift_data.ipynb #05f-024
+# %% ../nbs/05f_lift_data.ipynb #05f-026
 @patch(cls_method=True)
 def join(cls:LiftSet,
     sets:Sequence[LiftSet], # In one layout and unit
@@ -253,7 +253,7 @@ def join(cls:LiftSet,
                    absolute=all(known := [s.absolute for s in sets if s.joints is not None]) and bool(known),
                    clips=_lined_up([c for s in sets for c in s.clips], [len(c) for s in sets for c in s.clips]))
 
-# %% ../nbs/05f_lift_data.ipynb #05f-027
+# %% ../nbs/05f_lift_data.ipynb #05f-029
 def _upright(x:Tensor)->np.ndarray:
     "Axes of a camera as a y-up world that looks back at it"
     return (x*torch.tensor([1.,-1.,-1.])).double().numpy()
@@ -274,6 +274,7 @@ def plot_clip(
     if s.joints is not None and s.labelled[frames].any(): _plot_space(fig, s, frames, view)
     return fig
 
+# %% ../nbs/05f_lift_data.ipynb #05f-030
 def _plot_track(ax, s, frames):
     "Some poses in the picture, and the way of the hands and feet"
     tips = [j for j in range(len(s.layout)) if j not in s.layout.parents and s.layout.mirror[j]!=j]
@@ -291,7 +292,7 @@ def _plot_space(fig, s, frames, view):
     ax.set(xlim=(-.65*sk.size,(1.3*n-.65)*sk.size), ylim=(-.15*sk.size,2.05*sk.size), aspect='equal')
     for k in range(n): draw_sketch(ax, sk, k, view, at=(1.3*k*sk.size, 0))
 
-# %% ../nbs/05f_lift_data.ipynb #05f-032
+# %% ../nbs/05f_lift_data.ipynb #05f-035
 def guessed_joints(
     source:str|Skeleton, # The layout at hand
     target:str|Skeleton, # The layout wanted
@@ -317,7 +318,7 @@ def to(self:LiftSet,
     if said: warnings.warn(f'{s.name!r} as {t.name!r}: {"; ".join(said)}; train and test on one layout', stacklevel=2)
     return replace(self, layout=t, points=p.nan_to_num(0.), confidence=c, joints=x)
 
-# %% ../nbs/05f_lift_data.ipynb #05f-035
+# %% ../nbs/05f_lift_data.ipynb #05f-040
 def _camera_dict(c:Camera|None):
     "A camera as plain values, and as exactly"
     if c is None: return None
@@ -359,7 +360,7 @@ def save(self:LiftSet,
     arrays = {k: getattr(self, k).numpy() for k in _ARRAYS if getattr(self, k) is not None}
     with whole_file(path) as part: np.savez_compressed(part, header=np.array(_header(self)), **arrays)
 
-# %% ../nbs/05f_lift_data.ipynb #05f-036
+# %% ../nbs/05f_lift_data.ipynb #05f-042
 @patch(cls_method=True)
 def load(cls:LiftSet,
     path, # A file that `save` wrote
@@ -383,7 +384,7 @@ def _layout(tree:dict)->Skeleton:
     except ValueError: return Skeleton(**tree)
     return known if known.joints==tuple(tree['joints']) else Skeleton(**tree)
 
-# %% ../nbs/05f_lift_data.ipynb #05f-039
+# %% ../nbs/05f_lift_data.ipynb #05f-045
 BY = 'group','subject','action','clip'
 
 def _units(s:LiftSet, by:str)->list[str]:
@@ -423,7 +424,7 @@ def assert_apart(
             if first.setdefault(v, name)!=name:
                 raise KeypointError('lift set', 'split', f'parts without a common {key}', f'{v!r} in {first[v]} and {name}')
 
-# %% ../nbs/05f_lift_data.ipynb #05f-042
+# %% ../nbs/05f_lift_data.ipynb #05f-048
 @patch
 def without_labels(self:LiftSet,
     which:float|Callable=1., # Share of the recordings that lose their labels, or a function of a `Clip`
@@ -440,7 +441,7 @@ def without_labels(self:LiftSet,
     gone = torch.tensor([i in lose for i in range(len(self.clips))], dtype=torch.bool)[self.clip_of]
     return replace(self, joints=None if gone.all() else torch.where(gone[:,None,None], math.nan, self.joints))
 
-# %% ../nbs/05f_lift_data.ipynb #05f-045
+# %% ../nbs/05f_lift_data.ipynb #05f-051
 @patch
 def windows(self:LiftSet,
     frames:int, # T

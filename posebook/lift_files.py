@@ -8,6 +8,7 @@ __all__ = ['LAYOUT_NAMES', 'MISANNOTATED', 'H36M_ACTIONS', 'WHOLE', 'read_videop
 
 # %% ../nbs/05fa_lift_files.ipynb #05fa-003
 import math, re, warnings, zipfile
+from operator import itemgetter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,7 @@ def _recording(who, act, views, x, cams, s, videos, path, world, fps)->list[tupl
         out.append((_clip(who, act, name, camera, size=size, fps=rate), p, c, y))
     return out
 
-# %% ../nbs/05fa_lift_files.ipynb #05fa-012
+# %% ../nbs/05fa_lift_files.ipynb #05fa-013
 def _labelled(flat:LiftSet, labels:list, layout, world=False)->LiftSet:
     "The set in a layout, with labels of Human3.6M's joints"
     out = flat if layout is None else flat.to(layout)
@@ -151,7 +152,7 @@ def _seen_by(xyz, cams, world, path, layout, fps)->LiftSet:
     out = LiftSet.of('h36m17', parts, absolute=False if world and not cams else None)
     return out if layout in (None,'h36m17') else out.to(layout)
 
-# %% ../nbs/05fa_lift_files.ipynb #05fa-018
+# %% ../nbs/05fa_lift_files.ipynb #05fa-019
 MISANNOTATED = 's_09_act_05_subact_02','s_09_act_10_subact_02','s_09_act_13_subact_01'
 H36M_ACTIONS = dict(enumerate('Directions Discussion Eating Greeting Phoning Posing Purchases Sitting SittingDown Smoking '
                               'TakingPhoto Waiting Walking WalkDog WalkTogether'.split(), 2))
@@ -170,6 +171,7 @@ def _of_source(source:str, camera:str, action:str|None)->Clip:
     return Clip(source, fps=50. if lens else math.nan, size=lens, subject=who, action=action or act, camera_name=camera,
                 group=re.sub(r'_cam?_\d+$', '', source))
 
+# %% ../nbs/05fa_lift_files.ipynb #05fa-020
 def read_motionbert(
     path:str|Path, # `h36m_sh_conf_cam_source_final.pkl`, or one like it
     part:str='train', # 'train' or 'test'
@@ -205,7 +207,7 @@ def _runs(sources, cameras, actions)->list[tuple[Clip,slice]]:
     at = lambda v,i: str(v[i]) if v else ''
     return [(_of_source(sources[a], at(cameras, a), at(actions, a)), slice(a, b)) for a,b in zip(cuts, cuts[1:]) if b > a]
 
-# %% ../nbs/05fa_lift_files.ipynb #05fa-021
+# %% ../nbs/05fa_lift_files.ipynb #05fa-023
 def _3dhp_size(seq)->tuple[int,int]:
     "The picture of a sequence of MPI-INF-3DHP"
     return (1920,1080) if seq in ('TS5','TS6') else (2048,2048)
@@ -239,19 +241,21 @@ def _3dhp_clip(path, key, v, seq, cam, fps)->tuple:
                 camera_name=f'cam{cam}' if cam else '', camera=fit_lens(p, x, size))
     return clip, p, None, x
 
-# %% ../nbs/05fa_lift_files.ipynb #05fa-024
+# %% ../nbs/05fa_lift_files.ipynb #05fa-026
 WHOLE = 'coco_wholebody133'
+_NUMBERS = [str(j) for j in range(133)]
 
 def _points_of(v:dict, path, key, names:str)->Tensor|None:
     "The 133 points of a sample in the order of their numbers, (1, 133, 2 or 3); None without such a key"
     k = next((k for k in (f'keypoints_{names}',f'keypont_{names}') if k in v), None)
     if k is None: return None
     d,axes = v[k],'xyz'[:int(names[0])]
+    of = itemgetter(*axes)
     try:
         if isinstance(d, list): d = {str(j):p for j,p in enumerate(d)}
-        rows = [[d[str(j)][a] for a in axes] for j in range(len(d))]
+        rows = [of(d[j]) for j in _NUMBERS[:len(d)]]
     except (KeyError, TypeError): rows = []
-    if len(rows)!=133:
+    if not len(rows)==len(d)==133:
         raise KeypointError(path, f'{key}.{k}', f'joints "0" to "132", each with {", ".join(axes)}', f'{len(d)} entries')
     return numbers([rows], path, f'{key}.{k}', (1,133,len(axes)))
 
@@ -269,6 +273,7 @@ def _sample_clip(name, image, block)->Clip:
     group = f'{who}/{act}' if m else f'block {block}'
     return Clip(name, subject=who, action=act, camera_name=cam, group=group, size=_h36m_size(cam))
 
+# %% ../nbs/05fa_lift_files.ipynb #05fa-027
 def _h3wb_json(path, data:dict)->LiftSet:
     "Samples as clips of one frame, in the order of their numbers"
     keys,parts,bad = sorted(data, key=lambda k: (not k.isdigit(), int(k) if k.isdigit() else 0, k)),[],[]
@@ -280,7 +285,7 @@ def _h3wb_json(path, data:dict)->LiftSet:
     if bad: warnings.warn(f'{path}: {len(bad)} of {len(keys)} samples skipped; the first: {bad[0]}', stacklevel=3)
     return LiftSet.of(WHOLE, parts, skipped=tuple(bad))
 
-# %% ../nbs/05fa_lift_files.ipynb #05fa-025
+# %% ../nbs/05fa_lift_files.ipynb #05fa-029
 def _best_lens(v:dict|None, p, x, cam, path, key)->Camera|None:
     "The lens in the metadata, in pixels or in thousands of them, if it projects the labels onto the points"
     if v is None or x is None or 'K' not in v: return None
@@ -315,7 +320,7 @@ def read_h3wb(
     out = _h3wb_npz(path) if Path(path).suffix=='.npz' else _h3wb_json(path, table(open_json(path), path, 'samples'))
     return out if layout is None else out.to(layout)
 
-# %% ../nbs/05fa_lift_files.ipynb #05fa-028
+# %% ../nbs/05fa_lift_files.ipynb #05fa-032
 def _picture(name:str)->tuple:
     "Subject, action, camera and frame, from the name of a picture of any set"
     base = re.split(r'[/\\]', name)[-1]
@@ -344,7 +349,7 @@ def _videos(names, path)->list[tuple[tuple,list[int],int]]:
         out += [(who, [i for _,i in them[a:b]], step) for a,b in zip(cuts, cuts[1:])]
     return out
 
-# %% ../nbs/05fa_lift_files.ipynb #05fa-029
+# %% ../nbs/05fa_lift_files.ipynb #05fa-034
 def _camera_for(cams:dict|None, who:tuple, path)->Camera|None:
     "The camera of a video; of Human3.6M by subject, of MPI-INF-3DHP also by sequence"
     if cams is None: return None
@@ -377,7 +382,7 @@ def _of_pictures(path, names, part, S, cams, layout, fps, sizes)->LiftSet:
         parts.append((clip, p, part[rows,:,2].clamp(0, 1), x))
     return LiftSet.of(layout, parts)
 
-# %% ../nbs/05fa_lift_files.ipynb #05fa-030
+# %% ../nbs/05fa_lift_files.ipynb #05fa-036
 def read_mmpose(
     path:str|Path, # An npz with imgname, part and S, or a COCO-style JSON with keypoints_3d
     cameras:str|Path|dict|None=None, # `cameras.pkl`, see `read_cameras`
@@ -424,7 +429,7 @@ def _coco3d(path, data, cams):
     names = [str(entry(i, 'file_name', path, 'images.')) for i in pictures]
     return names, get('keypoints', 3), _known(get('keypoints_3d', 4), path, 'keypoints_3d'), sizes
 
-# %% ../nbs/05fa_lift_files.ipynb #05fa-034
+# %% ../nbs/05fa_lift_files.ipynb #05fa-040
 @patch
 def to_lift_set(self:Track)->LiftSet: # One clip; frames that are missing have confidence 0
     "A track as a set without labels"
@@ -436,12 +441,16 @@ def to_lift_set(self:Track)->LiftSet: # One clip; frames that are missing have c
     name = f'{self.name or "track"} person {self.person}'
     return LiftSet.of(self.layout, [(Clip(name, fps=self.fps/step, size=self.size, group=self.name), p, c, None)])
 
-def _of_tracks(path)->LiftSet:
-    "Keypoints of any detector, followed over frames"
-    tracks = find_tracks(read_keypoints(path))
-    if not tracks: raise KeypointError(path, '', 'a person in some frame', 'none')
-    return LiftSet.join([t.to_lift_set() for t in tracks])
+def _of_keypoints(path, pictures=False)->LiftSet:
+    "Keypoints of any detector, followed over frames, or people in pictures that have nothing to do with each other"
+    k = read_keypoints(path)
+    if not len(k): raise KeypointError(path, '', 'a person in some frame', 'none')
+    if not pictures: return LiftSet.join([t.to_lift_set() for t in find_tracks(k)])
+    size = lambda i: None if k.sizes is None else tuple(k.sizes[i].int().tolist())
+    alone = [Clip(f'{n}/{i}', size=size(i), group=n) for i,n in enumerate(k.images)]
+    return LiftSet.of(k.layout, [(c, k.points[[i]], k.confidence[[i]], None) for i,c in enumerate(alone)], skipped=k.skipped)
 
+# %% ../nbs/05fa_lift_files.ipynb #05fa-042
 def lift_format(
     path:str|Path, # A file
 )->str: # 'posebook', 'videopose3d', 'mmpose', 'h3wb' and so on; '' for none that is known
@@ -464,9 +473,10 @@ def _json_kind(d)->str:
     if isinstance(d, dict) and 'extrinsics' in d: return 'cameras'
     if isinstance(first, dict) and any(k.startswith(('keypoints_','keypont_')) for k in first): return 'h3wb'
     them = d.get('annotations') if isinstance(d, dict) else None
-    return 'coco3d' if isinstance(them, list) and them and 'keypoints_3d' in them[0] else 'keypoints'
+    if not isinstance(them, list): return 'keypoints'
+    return 'coco3d' if them and 'keypoints_3d' in them[0] else 'pictures'
 
-# %% ../nbs/05fa_lift_files.ipynb #05fa-035
+# %% ../nbs/05fa_lift_files.ipynb #05fa-043
 def read_lift_data(
     path:str|Path, # A file, or a folder of files that belong together
     **more, # Passed to the reader: cameras, layout, part, ...
@@ -477,8 +487,8 @@ def read_lift_data(
     if not path.is_file(): raise KeypointError(path, '', 'a file or folder', 'none')
     kind = lift_format(path)
     readers = dict(posebook=LiftSet.load, videopose3d=read_videopose3d, mmpose=read_mmpose, coco3d=read_mmpose, h3wb=read_h3wb,
-                   mpi_inf_3dhp=read_mpi_inf_3dhp, motionbert=read_motionbert, keypoints=_of_tracks,
-                   videopose2d=lambda p, **k: read_videopose3d(None, p, **k))
+                   mpi_inf_3dhp=read_mpi_inf_3dhp, motionbert=read_motionbert, keypoints=_of_keypoints,
+                   pictures=lambda p: _of_keypoints(p, True), videopose2d=lambda p, **k: read_videopose3d(None, p, **k))
     if kind in readers: return readers[kind](path, **more)
     raise KeypointError(path, 'keys', 'positions_3d, positions_2d, imgname, data, train_data, or a set of posebook',
                         'cameras alone' if kind=='cameras' else 'none of them')
@@ -489,7 +499,7 @@ def _read_folder(path, more:dict)->LiftSet:
     "The files of a folder, by what belongs together"
     files = [f for f in sorted(path.iterdir()) if f.suffix in _FILES and f.name[0]!='.']
     if not files: raise KeypointError(path, '', f'files {", ".join(_FILES)}', 'none')
-    if all(f.suffix=='.json' for f in files) and lift_format(files[0])=='keypoints': return _of_tracks(path)
+    if all(f.suffix=='.json' for f in files) and lift_format(files[0])=='keypoints': return _of_keypoints(path)
     kinds = {f:lift_format(f) for f in files}
     of = lambda *names: [f for f in files if kinds[f] in names]
     cams = {k:c for f in of('cameras') for k,c in read_cameras(f).items()}

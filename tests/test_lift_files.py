@@ -266,7 +266,8 @@ def test_bad_3d(tmp_path, change, says):
 def test_wrong_symmetry_and_normalised_pictures_are_said(tmp_path):
     a, b, _ = vp3d(tmp_path, meta=dict(keypoints_symmetry=[[1, 2, 3], [4, 5, 7]]))
     with pytest.warns(UserWarning, match='keypoints_symmetry: expected the sides of .h36m17.'): read_videopose3d(a, b, ROOM)
-    save2d(b, metadata=lambda m: m|dict(keypoints_symmetry=None), positions_2d=lambda p: {'S1': {'Eating': [v/1000 for v in p['S1']['Eating']]}})
+    small = lambda p: {'S1': {'Eating': [v/1000 for v in p['S1']['Eating']]}}
+    save2d(b, metadata=lambda m: m|dict(keypoints_symmetry=None), positions_2d=small)
     with pytest.warns(UserWarning, match='expected pixels, found numbers below 3'): read_videopose3d(None, b)
 
 def test_custom_videos(tmp_path):
@@ -605,6 +606,18 @@ def test_keypoints_of_a_detector_become_clips(tmp_path):
     s = read_lift_data(tmp_path)
     assert s.layout.name == 'body25' and s.joints is None and len(s.clips) == 1 and len(s) >= 5
     assert np.allclose(s.points[2], x[:, :2]+[2, 0], atol=1e-3)
+
+def test_people_in_pictures_stand_alone(tmp_path):
+    x = np.concatenate([np.random.default_rng(0).uniform(100, 300, (17, 2)), np.full((17, 1), 2.)], -1)
+    images = [dict(id=i, file_name=f'{i:06d}.jpg', width=400, height=300) for i in (7, 8)]
+    people_ = [dict(image_id=i, keypoints=x.ravel().tolist()) for i in (7, 7, 8)]
+    f = tmp_path/'person_keypoints.json'
+    f.write_text(json.dumps(dict(images=images, annotations=people_)))
+    s = read_lift_data(f)
+    assert lift_format(f) == 'pictures' and [len(c) for c in s.clips] == [1, 1, 1] and s.clips[0].size == (400, 300)
+    assert [c.group for c in s.clips] == ['000007.jpg', '000007.jpg', '000008.jpg'] and math.isnan(s.clips[0].fps)
+    f.write_text(json.dumps(dict(images=[], annotations=[])))
+    with pytest.raises(KeypointError, match='a person in some frame'): read_lift_data(f)
 
 def test_tracks_keep_time_even():
     p = torch.rand(3, 17, 2)*100
