@@ -497,6 +497,9 @@ def test_mmpose_frames_out_of_order_and_with_gaps(tmp_path):
     s = read_mmpose(tmp_path/'a.npz', mmpose_cameras())
     assert [(k.name, len(k), k.fps) for k in s.clips] == [('S1/Walk/54138969', 5, 10), ('S1/Walk/54138969#1', 3, 10)]
     assert torch.allclose(c.to_world(s.joints), x[np.argsort(numbers_)], atol=1e-5) and len({k.group for k in s.clips}) == 1
+    np.save(tmp_path/'d.npy', part+[3, 4, 0])
+    moved = read_mmpose(tmp_path/'a.npz', mmpose_cameras(), tmp_path/'d.npy') # a detector's rows are in the order of the file
+    assert torch.allclose(moved.reprojection_error(), torch.tensor(5.), atol=1e-2)
     np.savez(tmp_path/'a.npz', imgname=names[:7]+[names[0]], part=part, S=S)
     with pytest.raises(KeypointError, match='imgname: expected each frame of a video once, found S1_Walk.54138969_000011'):
         read_mmpose(tmp_path/'a.npz')
@@ -583,6 +586,20 @@ def test_folders(tmp_path):
     assert [lift_format(f) for f in (a, b, tmp_path/'cameras.json')] == ['videopose3d', 'videopose2d', 'cameras']
     (tmp_path/'data_2d_h36m_cpn.npz').write_bytes(b.read_bytes())
     with pytest.raises(KeypointError, match='one file of a kind, found data_2d_h36m_cpn.npz, data_2d_h36m_gt.npz'): read_lift_data(tmp_path)
+
+def test_a_folder_like_mmpose_keeps_it(tmp_path):
+    "Poses, cameras, detections, the COCO-style twin in the room, and a body model's archive that is none of ours"
+    mmpose_npz(tmp_path/'test_h36m_body3d.npz')
+    mmpose_npz(tmp_path/'test_h36m.npz', part=np.zeros((4, 24, 3)), S=np.zeros((4, 24, 4)))
+    (tmp_path/'cameras.pkl').write_bytes(pickle.dumps(mmpose_cameras(), 2))
+    np.save(tmp_path/'test_h36m_2d_detection.npy', frames()[1])
+    names, part, S = frames(world=True, dirs=False)
+    images = [dict(id=i, file_name=n, width=1000, height=1002) for i, n in enumerate(names)]
+    people_ = [dict(image_id=i, keypoints=part[i].ravel().tolist(), keypoints_3d=S[i].ravel().tolist()) for i in range(4)]
+    (tmp_path/'h36m_coco.json').write_text(json.dumps(dict(images=images, annotations=people_)))
+    with pytest.warns(UserWarning, match='1 of 3 files skipped; the first: .*test_h36m.npz'): s = read_lift_data(tmp_path)
+    assert len(s) == 8 and s.absolute and s.reprojection_error().max() < 1e-3
+    assert torch.allclose(s.joints[:4], s.joints[4:], atol=1e-5)
 
 def test_one_bad_file_among_several(tmp_path):
     mmpose_npz(tmp_path/'a.npz')
