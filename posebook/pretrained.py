@@ -10,6 +10,7 @@ from pathlib import Path
 import posebook
 from .coordinates import PriorError
 from .prior import CONFIG, WEIGHTS, PosePrior, read_config, whole_folder
+from .saved_models import kind_of
 
 # %% ../nbs/03c_pretrained.ipynb #03c-019
 SHIPPED = Path(posebook.__file__).parent/'pretrained'
@@ -21,6 +22,7 @@ def list_pretrained(
     found = []
     for p in sorted(folder.glob('*/'+CONFIG)):
         c = read_config(p.parent)
+        if kind_of(c)!='prior': continue
         found.append(dict(name=p.parent.name, model=c['model'], dims=c['dim'], joints=c['hparams']['joints'],
                           licence=c['card'].get('licence'), bytes=(p.parent/WEIGHTS).stat().st_size))
     return found
