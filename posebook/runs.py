@@ -150,7 +150,8 @@ def around(self:PriorCLI,
     if self.debug: return self.trial(validated)
     if logger is None or logger is True: logger = tensorboard(self.folder)
     callbacks = make_callbacks(self.config_init.callbacks, self.folder, validated,
-                               options['enable_checkpointing'] is not False, bool(logger), self.model.monitor)
+                               options['enable_checkpointing'] is not False, bool(logger),
+                               self.model.watched(self.datamodule) if validated else '')
     bar = [] if options['enable_progress_bar'] is False else [ProgressBar()]
     return dict(default_root_dir=str(self.folder), logger=logger, callbacks=[*(options['callbacks'] or []), *callbacks, *bar])
 
@@ -394,9 +395,9 @@ def finish(self:PriorCLI):
     model.card = self.card(weights)
     scores,table = model.judge(data, self.name) if 'test' in data.parts else (None,'')
     if scores: print(table)
-    else: print('no recording was held out, so there is no score', file=sys.stderr)
+    elif 'test' not in data.parts: print('no recording was held out, so there is no score', file=sys.stderr)
     for line in model.remarks(): print(line, file=sys.stderr)
-    model.card['scores'] = scores
+    model.card['scores'] = scores or None
     model.card['logged'] = {part: logged_metrics(model, data, part) for part in ('val','test') if part in data.parts}
     val = model.measure(data, 'val') if 'val' in data.parts else None
     write_text(self.folder/METRICS, json.dumps(dict(weights=weights, training=model.card['training'], val=val,

@@ -245,6 +245,13 @@ def on_load_checkpoint(self:SavedModel, checkpoint): self.load_weights(checkpoin
 
 # %% ../nbs/00gd_saved_models.ipynb #00gd-032
 @patch
+def watched(self:SavedModel,
+    data:pl.LightningDataModule, # What is trained on
+)->str: # A name that validation logs
+    "What the best epoch has least of, on this data"
+    return self.monitor
+
+@patch
 def finish_run(self:SavedModel,
     data:pl.LightningDataModule, # What was trained on
 ):

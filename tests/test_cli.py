@@ -1,7 +1,7 @@
 """The `posebook` command as a user meets it: other processes, exit codes, one-line errors, nothing half-written"""
 import json, os, subprocess, sys
 import numpy as np, pytest, torch
-from posebook.cli import COMMANDS, main
+from posebook.cli import BROUGHT, COMMANDS, FAMILIES, GROUPS, main
 
 RUN = 'import sys; from posebook.cli import main; sys.exit(main())'
 QUIET = ['--trainer.enable_progress_bar', 'false']
@@ -21,16 +21,23 @@ def fitted(tmp_path_factory):
 
 
 def test_help_needs_no_torch():
-    code = 'import sys; from posebook.cli import main; main(["--help"]); main(["fit","--help"]); sys.exit("torch" in sys.modules)'
+    code = ('import sys; from posebook.cli import main; main(["--help"]); main(["fit","--help"]); main(["fit","--help","--debug"]); '
+            'sys.exit("torch" in sys.modules)')
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS)
 
 
-@pytest.mark.parametrize('name', COMMANDS)
+@pytest.mark.parametrize('name', [*COMMANDS, *BROUGHT, 'evaluate lifting', 'compare lifting'])
 def test_every_command_has_help(name, capsys):
-    assert main([name, '--help']) == 0
+    assert main([*name.split(), '--help']) == 0
     text = capsys.readouterr().out
     assert f'posebook {name}' in text and 'options:' in text
+
+
+def test_every_command_is_listed(capsys):
+    assert main(['--help']) == 0
+    listed = [l.split()[0] for l in capsys.readouterr().out.split('commands:')[1].splitlines() if l.startswith('  ')]
+    assert listed == [*COMMANDS, *BROUGHT, *GROUPS] and set(FAMILIES) == {'lifting'}
 
 
 @pytest.mark.parametrize('args, code, says', [
@@ -38,7 +45,13 @@ def test_every_command_has_help(name, capsys):
     (['sample', 'nobody'], 1, 'no prior at nobody'), (['view', 'missing.bvh'], 1, 'missing.bvh'),
     (['fit', 'nonsense'], 2, 'unknown model'), (['fit', 'gaussian', '--data', 'nowhere', *QUIET], 1, 'nowhere'),
     (['fit', 'gaussian', '--model.size', '3', *QUIET], 2, 'size'), (['convert', 'a.bvh'], 1, '--output'),
-    (['evaluate', 'nobody'], 1, 'no prior'), (['sample', 'nobody', '-n', 'many'], 2, 'many')])
+    (['evaluate', 'nobody'], 1, 'no prior'), (['sample', 'nobody', '-n', 'many'], 2, 'many'),
+    (['fit', 'gaussian', '--experiment', '../x'], 1, 'expected a name'),
+    (['fit', 'gaussian', '--experiment', 'x', '--output', 'y'], 2, 'one of the'),
+    (['fit', 'gaussian', '--size', 'tiny'], 2, 'size'), (['fit', 'gaussian', '--model-type', 'vit'], 2, 'network'),
+    (['fit', 'gaussian', '--gpu', 'x'], 2, '--gpu'), (['fit', 'gaussian', '--gpu', '99'], 1, 'found'),
+    (['test', 'nobody'], 1, 'no model at nobody'),
+    (['lift', 'nowhere.json', '--model', 'nobody'], 1, 'nobody'), (['evaluate', 'lifting'], 2, 'models'), (['devics'], 2, "'devices'")])
 def test_mistakes_end_in_one_line(args, code, says, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(args) == code
@@ -54,6 +67,50 @@ def test_a_process_of_its_own(tmp_path):
 
 def test_debug_shows_the_traceback():
     with pytest.raises(ValueError, match='no prior at nobody'): main(['sample', 'nobody', '--debug'])
+    with pytest.raises(ValueError, match='unknown model'): main(['--debug', 'fit', 'nonsense'])
+
+
+@pytest.mark.parametrize('args', [['gaussian'], ['gaussian', '-c', 'gradient', '--model.method', 'gradient', '--data.batch_size', '64'],
+    ['joint-flow', '--data.fps', '10', '--output', 'x'], ['zuko', '--data.fps', '10', '--experiment', 'x']], ids=lambda a: ' '.join(a[:3]))
+def test_a_trial_keeps_nothing(args, tmp_path, capsys, monkeypatch):
+    if args[0] == 'zuko': pytest.importorskip('zuko')
+    monkeypatch.chdir(tmp_path)
+    assert main(['fit', *args, '--debug']) == 0
+    got = capsys.readouterr()
+    assert 'it works' in got.out and 'nothing was kept' in got.out and not any(tmp_path.iterdir())
+    if args[0] != 'gaussian': assert 'val/nll' in got.out and ' of training' in got.out
+
+
+def test_a_trial_finds_numbers_that_are_none(tmp_path, monkeypatch):
+    "The step that made them is named, and the run ends"
+    from posebook.joint_flow import JointFlowPrior
+    whole = JointFlowPrior.log_prob_x
+    monkeypatch.setattr(JointFlowPrior, 'log_prob_x', lambda self, x: whole(self, x)*float('nan'))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match='nan values'): main(['fit', 'joint-flow', '--data.fps', '10', '--debug'])
+
+
+def test_a_run_with_a_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    args = ['fit', 'gaussian', '--experiment', 'first', '--trainer.logger', 'true', *QUIET]
+    assert main(args) == 0 and (tmp_path/'outputs'/'first'/'prior').is_dir()
+    assert [p.name for p in (tmp_path/'outputs').iterdir()] == ['first']
+    assert (tmp_path/'outputs'/'first'/'tensorboard').is_dir()
+    assert main([*args, '--model.shrinkage', '2']) == 1 and 'holds a finished run' in capsys.readouterr().err
+
+
+def test_gpus_are_named_or_refused(monkeypatch):
+    from posebook.runs import gpu_options
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda i: f'Card {i}')
+    assert gpu_options(1) == ['--trainer.accelerator', 'auto', '--trainer.devices', '[1]']
+    with pytest.raises(ValueError, match=r'--gpu 2: no such GPU; found 0 \(Card 0\), 1 \(Card 1\)'): gpu_options(2)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    assert gpu_options(0)[-1] == '1'
+    with pytest.raises(ValueError, match='Apple GPU'): gpu_options(1)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match='sees only the CPU'): gpu_options(0)
 
 
 def bad_files(folder):
