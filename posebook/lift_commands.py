@@ -63,7 +63,7 @@ def _tracks_of(path, fps, size, layout, gap):
 def _is_keypoints(path):
     "Whether a detector wrote it; otherwise it is data for lifting"
     if path.is_dir(): return not any(f.suffix.lower() in ('.npz','.pkl','.pickle') and f.name[0]!='.' for f in path.iterdir())
-    return path.suffix.lower()=='.json' and lift_format(path)=='keypoints'
+    return path.suffix.lower()=='.json' and lift_format(path) not in ('h3wb','coco3d','cameras')
 
 def track_of_clip(
     data:LiftSet, # Of some clips
@@ -143,7 +143,7 @@ def bone_variation(
     layout, # Their layout
 )->float: # A share; 0 for a single frame
     "By how much bones change their lengths over time, mean over bones"
-    return 0. if len(joints)<2 else float(bone_consistency(joints, layout).mean())
+    return 0. if len(joints)<2 else float(bone_consistency(joints, layout).mean())/100
 
 def person_names(
     tracks:Sequence[Track], # Of some recordings

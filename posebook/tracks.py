@@ -71,8 +71,12 @@ class Track:
     def _who(self): return f'{self.name} person {self.person}'.strip()
 
 def _step(frames):
-    "How far neighbouring frames are apart, mostly"
-    return max(round(float(np.median(np.diff(frames)))), 1) if len(frames)>1 else 1
+    "How far neighbouring frames are apart, mostly; 1 where numbers are those of photographs"
+    far = np.diff(frames)
+    if not len(far): return 1
+    most = np.median(far)
+    even = (abs(far-most)<=.4*most).mean()>=.5 and most<1000
+    return max(round(float(most)), 1) if even else int(np.gcd.reduce(far))%1000 or 1
 
 def _check_track(t:Track):
     "Raise `KeypointError` unless the fields fit each other"

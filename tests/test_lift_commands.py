@@ -119,7 +119,7 @@ def test_one_set_of_bones(tmp_path, model):
     lifter = Lifter.from_pretrained(model)
     tracks = open_tracks([openpose(tmp_path/'op', [person(layout=BODY)])])
     steady, raw = lift_tracks(lifter, tracks)[0], lift_tracks(lifter, tracks, raw=True)[0]
-    assert steady.variation[0] == raw.variation[0] == raw.variation[1] > .05 and steady.variation[1] < 1e-4
+    assert steady.variation[0] == raw.variation[0] == raw.variation[1] > .005 and steady.variation[1] < 1e-5
     flip = lift_tracks(lifter, tracks, raw=True, flip=True)[0]
     assert not torch.allclose(flip.lifted.joints, raw.lifted.joints)
 
