@@ -47,11 +47,12 @@ def scaled_position_loss(
     pred:Tensor, # Predicted joints, (B, T, K, 3) metres from the root
     target:Tensor, # True joints, the same shape
     weight:Tensor|None=None, # How much each joint counts, (B, T, K)
+    over:str='frame', # What shares one scale: frame or window
 )->Tensor: # Metres
     "Mean distance after the best scale of each frame (N-MPJPE, least squares)"
     target = known_targets(pred, target, weight)
     w = torch.ones_like(pred[...,:1]) if weight is None else weight[...,None].to(pred)
-    total = lambda x: (x*w).sum((-2,-1), keepdim=True)
+    total = lambda x: (x*w).sum((-2,-1) if over=='frame' else (-3,-2,-1), keepdim=True)
     scale = total(pred*target).clamp(min=0)/total(pred*pred).clamp(min=1e-9)
     return weighted_mean((scale*pred-target).norm(dim=-1), weight)
 
