@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from .coordinates import PriorError
 from .global_flow import GlobalFlow
 from .layouts import convert_joints
+from .lift_batches import LiftDataModule
 from .normalisers import Normaliser, root_relative
+from .optimization import Optimization
 from .rotations import axis_angle_to_matrix
 from .saved_models import SavedModel
 from .skeleton import Skeleton, get_skeleton, rest_joints
@@ -59,10 +61,13 @@ def walk(
 # %% ../nbs/05i_unsupervised.ipynb #05i-012
 class KeypointFlow(SavedModel):
     "A density of 2D poses, whatever their place and size in the picture"
-    kind,monitor = 'keypoint flow','val/nll'
+    kind = kept_in = 'flow'
+    monitor,data_class = 'val/nll',LiftDataModule
+    optimization = Optimization('adamw', warmup=.02)
 
     def __init__(self,
         layout:str='h36m17', # What the joints are called
+        frames:int=1, # Of the windows that it learns from; each frame counts by itself
         dims:int=26, # Directions of variation that the density is over
         blocks:int=6, # Of the flow
         hidden:int=128, # Width of its networks

@@ -82,7 +82,7 @@ def test_density_is_saved_with_its_directions(density, people, tmp_path):
     (lambda: KeypointFlow(dims=33), 'expected 2 to 32'),
     (lambda: KeypointFlow(dims=1), 'expected 2 to 32'),
     (lambda: UnsupervisedObjective(KeypointFlow()), 'has not been trained'),
-    (lambda: make_objective('h36m17', '/nowhere'), 'no keypoint flow at /nowhere'),
+    (lambda: make_objective('h36m17', '/nowhere'), 'no flow at /nowhere'),
 ])
 def test_what_is_refused(make, says):
     with pytest.raises(PriorError, match=says): make()
