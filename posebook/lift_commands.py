@@ -279,9 +279,9 @@ def plot_lift(
     rows = np.unique(np.linspace(0, len(person)-1, n).round().astype(int))
     sks = {k: sketch(v[rows].double().numpy(), person.track.layout) for k,v in person.views().items()}
     half,low,high = common_window(list(sks.values()), (0,4), 0.)
-    n = len(rows)
-    w = (width-.3)/n
-    h = w*(high-low)/(2*half)
+    scale = min((width-.3)/len(rows)/(2*half), 1.6/(high-low))
+    w,h = scale*2*half,scale*(high-low)
+    width = .3+len(rows)*w
     fig = PoseFigure(figsize=(width, 3*h+.25), dpi=120, facecolor='white')
     H = fig.get_figheight()
     for r,(name,sk) in enumerate(sks.items()):
@@ -325,6 +325,8 @@ def write_people(
     return files
 
 # %% ../nbs/06c_lift_commands.ipynb #06c-029
+def _pretty(x): return json.dumps(x, indent=2)
+
 def choose_device(
     name:str='auto', # auto, or what torch calls it
 )->torch.device:
@@ -386,11 +388,11 @@ def fallbacks(
     return [text for so,text in said if so]
 
 def devices(
-    json_output:bool=False, # Print JSON, for programs
+    json:bool=False, # Print JSON, for programs
 ):
     "Say what hardware was found, and what falls back to something slower"
     d = find_devices()
-    if json_output: return print(json.dumps(d, indent=2))
+    if json: return print(_pretty(d))
     print(f"CPU    {d['cpu']['name']}, {d['cpu']['cores']} cores, {d['cpu']['threads']} threads for torch")
     for i,c in enumerate(d['cuda']): print(f"CUDA   cuda:{i} {c['name']}, {c['memory_gb']} GB, capability {c['capability']}")
     if not d['cuda']: print('CUDA   none')

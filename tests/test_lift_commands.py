@@ -199,9 +199,19 @@ def test_devices(capsys):
     COMMANDS['devices']()
     said = capsys.readouterr().out
     assert 'CPU' in said and 'CUDA' in said and 'MPS' in said and 'extra  fast: numba' in said
-    COMMANDS['devices'](json_output=True)
+    COMMANDS['devices'](json=True)
     assert json.loads(capsys.readouterr().out) == find_devices()
     assert choose_device().type in ('cpu', 'cuda')
+
+def test_from_the_shell(tmp_path, model, capsys):
+    from posebook.cli import main
+    main(['devices', '--json'])
+    assert json.loads(capsys.readouterr().out)['cpu']['cores'] >= 1
+    path = openpose(tmp_path/'op', [person(5, layout=BODY)])
+    main(['lift', path, '--model', model, '-o', str(tmp_path/'o.json'), '--size', '640', '480', '--flip', '--fps', '25'])
+    assert json.loads((tmp_path/'o.json').read_text())['meta_info']['fps'] == 25
+    assert main(['lift', str(tmp_path/'nothing'), '--model', model]) == 1
+    assert 'posebook: error:' in capsys.readouterr().err
 
 # ---- real keypoints
 
