@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SHORT', 'COMMANDS', 'RUNS', 'BROUGHT', 'FAMILIES', 'GROUPS', 'add_arguments', 'say', 'write_text', 'load_poses',
            'report_skipped', 'data', 'convert', 'convert_model', 'convert_many', 'convert_one', 'fit', 'validate',
-           'test', 'predict', 'are_lifters', 'given', 'evaluate', 'compare', 'debug', 'sample', 'view', 'demo', 'parse',
-           'parse_run', 'usage', 'run_group', 'run_brought', 'run_family', 'unknown', 'run', 'UsageError', 'main',
-           'fail', 'one_line']
+           'test', 'predict', 'are_lifters', 'given', 'evaluate', 'compare', 'debug', 'export', 'sample', 'view',
+           'demo', 'parse', 'parse_run', 'usage', 'run_group', 'run_brought', 'run_family', 'unknown', 'run',
+           'UsageError', 'main', 'fail', 'one_line']
 
 # %% ../nbs/10_cli.ipynb #10-003
 import argparse, json, os, sys, time, warnings
@@ -298,6 +298,19 @@ def debug(
     if report.problems(): raise ValueError(f'{len(report.problems())} problem(s) found')
 
 # %% ../nbs/10_cli.ipynb #10-029
+def export(
+    lifter:str, # A saved lifter: a folder, or the name of weights that ship with posebook
+    output:str='', # File to write, .onnx (the name of the lifter)
+    opset:int=18, # Version of ONNX's vocabulary
+):
+    "Write a lifter as ONNX, for batches of any size"
+    from posebook.lift_export import export_onnx
+    from posebook.lifting import Lifter
+    model = Lifter.from_pretrained(lifter)
+    path = export_onnx(model, output or f'{Path(lifter).name}.onnx', opset)
+    print(f'{path}: {path.stat().st_size/1e6:.1f} MB, {model.hparams.frames} frames of {len(model.layout)} joints')
+
+# %% ../nbs/10_cli.ipynb #10-031
 def sample(
     prior:str, # A saved prior: a folder, or the name of weights that ship with posebook
     number:int=16, # How many poses
@@ -312,7 +325,7 @@ def sample(
     write_poses(poses, Path(output), name=f'{number} samples of {prior}')
     print(f'{output}: {number} poses')
 
-# %% ../nbs/10_cli.ipynb #10-030
+# %% ../nbs/10_cli.ipynb #10-032
 def view(
     file:str, # Motion file, pose set, or the steps of a projection or an interpolation (.npz)
     output:str='', # File to write instead of opening the browser: .html, .gif, .mp4, .png, .svg, .pdf, .npz
@@ -334,7 +347,7 @@ def view(
     if output: Path(output).parent.mkdir(parents=True, exist_ok=True)
     print(view_file(file, output, raw, not no_browser, port, curve, None if body=='none' else body))
 
-# %% ../nbs/10_cli.ipynb #10-032
+# %% ../nbs/10_cli.ipynb #10-034
 def demo(
     output:str='outputs/demo', # Folder for the page and the priors
     data:list[str]=None, # Mocap files and folders; without it the embedded clips
@@ -348,9 +361,9 @@ def demo(
     page = run_demo(load_poses(data), Path(output), joints, seed, say)
     print(f'\n{page}   ({time.time()-start:.0f} s)')
 
-# %% ../nbs/10_cli.ipynb #10-034
+# %% ../nbs/10_cli.ipynb #10-036
 COMMANDS = dict(demo=demo, data=data, convert=convert, fit=fit, validate=validate, test=test, predict=predict,
-                evaluate=evaluate, compare=compare, debug=debug, sample=sample, view=view)
+                evaluate=evaluate, compare=compare, debug=debug, export=export, sample=sample, view=view)
 RUNS = ('fit','validate','test','predict') # their other options are settings of the run
 BROUGHT = {'denoise': ('posebook.fitting_commands', 'Remove noise from a motion, with any prior'),
            'inbetween': ('posebook.fitting_commands', 'Fill the frames between key frames'),
@@ -461,7 +474,7 @@ def run(
 class UsageError(ValueError):
     "The command line itself is wrong"
 
-# %% ../nbs/10_cli.ipynb #10-035
+# %% ../nbs/10_cli.ipynb #10-037
 def main(
     argv:list[str]|None=None, # Arguments; None takes those of the process
 )->int: # Exit code

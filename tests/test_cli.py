@@ -51,7 +51,8 @@ def test_every_command_is_listed(capsys):
     (['fit', 'gaussian', '--size', 'tiny'], 2, 'size'), (['fit', 'gaussian', '--model-type', 'vit'], 2, 'network'),
     (['fit', 'gaussian', '--gpu', 'x'], 2, '--gpu'), (['fit', 'gaussian', '--gpu', '99'], 1, 'found'),
     (['test', 'nobody'], 1, 'no model at nobody'),
-    (['lift', 'nowhere.json', '--model', 'nobody'], 1, 'nobody'), (['evaluate', 'lifting'], 2, 'models'), (['devics'], 2, "'devices'")])
+    (['lift', 'nowhere.json', '--model', 'nobody'], 1, 'nobody'), (['evaluate', 'lifting'], 2, 'models'), (['devics'], 2, "'devices'"),
+    (['export', 'gaussian-cmu'], 1, 'not a Lifter')])
 def test_mistakes_end_in_one_line(args, code, says, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(args) == code

@@ -12,9 +12,9 @@ from posebook.training import BEST, LAST, check_checkpoint, read_checkpoint
 SCRIPT = 'import sys\nfrom posebook.cli import main\nif __name__ == "__main__": sys.exit(main())\n'
 SMALL = '''
 model: {size: nano, lr: 0.003}
-data: {fps: 10, fractions: [0.6, 0.2, 0.2], batch_size: 32}
+data: {fps: 5, fractions: [0.6, 0.2, 0.2], batch_size: 16}
 callbacks: {ema: 0.95, report_every: 0, save_steps: 3}
-trainer: {max_epochs: 6, accelerator: cpu, enable_progress_bar: false, logger: false, log_every_n_steps: 1}
+trainer: {max_epochs: 4, accelerator: cpu, enable_progress_bar: false, logger: false, log_every_n_steps: 1}
 '''
 
 
@@ -38,7 +38,7 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 
 
 def test_killed_and_resumed_is_the_same_run(shop):
-    long = ('--trainer.max_epochs', '12', '--model.objectives.masked', '.5', '--model.augment.joint_dropout', '.1')
+    long = ('--trainer.max_epochs', '8', '--model.objectives.masked', '.5', '--model.augment.joint_dropout', '.1')
     env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(sys.path)}
     p = subprocess.Popen([sys.executable, str(shop/'posebook_script.py'), *options(shop, 'killed', *long)], env=env,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -57,7 +57,7 @@ def test_killed_and_resumed_is_the_same_run(shop):
 def test_resumed_from_the_middle_of_an_epoch(shop, monkeypatch, capsys):
     "Stopped by an error within the second epoch, after a checkpoint within it; then on, to the same end"
     class Stop(RuntimeError): pass
-    steps = read_checkpoint(shop/'whole'/LAST)['global_step']//6
+    steps = read_checkpoint(shop/'whole'/LAST)['global_step']//4
     def step(self, batch, batch_idx, whole=Lifter.training_step):
         if self.global_step == 12: raise Stop
         return whole(self, batch, batch_idx)
@@ -187,3 +187,25 @@ def test_lifters_are_judged_side_by_side(shop, capsys, tmp_path):
     text = capsys.readouterr().out
     assert 'PA-MPJPE' in text and 'second' in text and any((tmp_path/'board').iterdir())
     assert main(['evaluate', first, '--per-joint']) == 0 and 'knee' in capsys.readouterr().out
+
+
+def test_a_lifter_leaves_torch(shop, capsys, tmp_path, monkeypatch):
+    pytest.importorskip('onnxruntime')
+    from posebook.lift_export import onnx_difference
+    assert main(['export', str(shop/'whole'), '--output', str(tmp_path/'nano.onnx')]) == 0
+    assert 'MB, 1 frames of 17 joints' in capsys.readouterr().out
+    assert onnx_difference(tmp_path/'nano.onnx', Lifter.from_pretrained(shop/'whole'), (1, 5)) < 1e-4
+    for args, says in ((['gaussian-cmu'], 'not a Lifter'), ([str(shop/'whole'), '-o', 'x.pt'], 'ends in .onnx')):
+        assert main(['export', *args]) == 1 and says in capsys.readouterr().err
+
+
+def test_nobody_labelled_anything(shop, tmp_path, capsys):
+    "Keypoints alone: epochs are chosen by the loss, and there is no score"
+    from posebook.poses import embedded_data
+    from posebook.virtual_views import see_poses
+    bare = see_poses(embedded_data()).without_labels(lambda clip: True)
+    bare.save(tmp_path/'bare.npz')
+    assert fit(shop, 'bare', '-c', 'lifting-masked', '--data', str(tmp_path/'bare.npz'), '--data.source', 'files',
+               '--trainer.max_epochs', '1', '--callbacks.patience', '2') == 0
+    assert json.loads((shop/'bare'/'metrics.json').read_text())['test'] is None and (shop/'bare'/BEST).is_file()
+    assert main(['test', str(shop/'bare')]) == 0
