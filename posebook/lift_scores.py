@@ -63,7 +63,7 @@ class LiftScore:
         "Mean over frames, with an interval over recordings"
         return self.errors.frame_weighted(metric)
 
-# %% ../nbs/06a_lift_scores.ipynb #06a-009
+# %% ../nbs/06a_lift_scores.ipynb #06a-010
 def score_lifter(
     lifter, # Anything with `lift`: a `Lifter`, a `FlatLifter`, yours
     data:LiftSet, # Labelled poses that it has not seen
@@ -102,7 +102,7 @@ def _found(out, data, name):
     if bad := int((~j.isfinite()).flatten(1).any(1).sum()): raise PriorError(f'{name}: {bad} of {len(j)} poses are not finite')
     return j
 
-# %% ../nbs/06a_lift_scores.ipynb #06a-013
+# %% ../nbs/06a_lift_scores.ipynb #06a-015
 @patch
 def rows(self:LiftScore)->list[list[str]]: # Cells, the head first
     "A line for each number"
@@ -132,7 +132,7 @@ def record(self:LiftScore)->dict:
         by_frame=known(lambda k: of(self.mean(k))), by_action=known(lambda k: of(self.errors.macro(k))),
         actions={k: {a: i.mean for a,i in self.errors.by_action(k).items()} for k in ('MPJPE',MAIN)} if len(by)>1 else {})
 
-# %% ../nbs/06a_lift_scores.ipynb #06a-016
+# %% ../nbs/06a_lift_scores.ipynb #06a-018
 @dataclass(frozen=True, eq=False)
 class LiftBoard:
     "Lifters side by side on the same poses, the best first"
@@ -175,6 +175,7 @@ def compare_lifters(
         f'lifters of different joints: {", ".join(f"{r.lifter} {r.layout.name}" for r in rows)}; compare those of one layout')
     return LiftBoard(tuple(sorted(rows, key=lambda r: r.mean().mean)), views)
 
+# %% ../nbs/06a_lift_scores.ipynb #06a-019
 def trained_on(
     data:LiftSet, # Poses to score on
     lifters, # Whose cards say what they were trained on
@@ -196,29 +197,24 @@ def unseen_clips(
     say(f'left out {len(seen)} recordings, which were trained on')
     return left
 
-# %% ../nbs/06a_lift_scores.ipynb #06a-019
+# %% ../nbs/06a_lift_scores.ipynb #06a-022
 SHORT = {'PA reflected':'reflected', 'N-MPJPE ratio':'N ratio', 'bones':'bones %', 'mirrored':'mirrored %'} # Heads of columns
 COLUMNS = [MAIN,'PA reflected','MPJPE','N-MPJPE','N-MPJPE ratio','MPJVE','PCK','AUC','bones','symmetry','mirrored']
 
 @patch
 def cells(self:LiftBoard,
     speed:bool=False, # Also poses a second
-    markdown:bool=False, # For a page: intervals in the same cell
-)->list[list[str]]: # The head first
-    "The board as cells, two lines a row in a terminal"
-    known = [c for c in COLUMNS if (self.best.errors.errors[c]==self.best.errors.errors[c]).any()]
-    known += [k for k in self.best.errors.errors if k.startswith('H3WB')]
+)->list[list[tuple[str,str]]]: # A line a lifter, the head first; each cell a value and its interval
+    "The board as text"
+    e = self.best.errors.errors
+    known = [c for c in COLUMNS if (e[c]==e[c]).any()]+[k for k in e if k.startswith('H3WB')]
     head = ['lifter','parameters',*(SHORT.get(c, c) for c in known),'to best',*(['poses/s'] if speed else [])]
-    out = [head]
-    for r in self.rows:
-        both = [(self._cell(r.mean(c), METRICS.get(c, ('','.1f'))[1])) for c in known]+[self._cell(self.paired(r), '+.1f')]
-        rest = [f'{r.poses_per_second:,.0f}'] if speed else []
-        if markdown: out.append([r.lifter, f'{r.n_parameters:,}', *(f'{v}<br>{e}' if e else v for v,e in both), *rest])
-        else: out += [[r.lifter, f'{r.n_parameters:,}', *(v for v,_ in both), *rest], ['', '', *(e for _,e in both), *(['']*len(rest))]]
-    return out
+    def line(r):
+        numbers = [_cell(r.mean(c), METRICS.get(c, ('','.1f'))[1]) for c in known]+[_cell(self.paired(r), '+.1f')]
+        return [(r.lifter,''),(f'{r.n_parameters:,}',''),*numbers,*([(f'{r.poses_per_second:,.0f}','')] if speed else [])]
+    return [[(h,'') for h in head],*map(line, self.rows)]
 
-@patch
-def _cell(self:LiftBoard, i, f):
+def _cell(i, f):
     "A value and its interval"
     if i is None: return '-',''
     return format(i.mean, f), '' if math.isnan(i.low) else f'[{i.low:{f}}, {i.high:{f}}]'
@@ -241,17 +237,18 @@ def notes(self:LiftBoard)->list[str]:
 @patch
 def table(self:LiftBoard,
     speed:bool=False, # Also poses a second
-)->str: # Lines, with the notes below
+)->str: # A line a number and a column a lifter, with the notes below
     "The board for a terminal"
-    return '\n'.join([aligned(self.cells(speed)), '', *self.notes])
+    lines = [[lead[0],*(f'{v} {e}'.strip() for v,e in rest)] for lead,*rest in zip(*self.cells(speed))]
+    return '\n'.join([aligned(lines), '', *self.notes])
 
 @patch(as_prop=True)
 def markdown(self:LiftBoard)->str:
-    "The board for a page, with its tables of actions and joints"
-    parts = [markdown_table(self.cells(True, True), self.notes), markdown_table(self.by_joint(), []), markdown_table(self.by_action(), [])]
-    return '\n'.join(parts)
+    "The board for a page, a line a lifter, with its tables of joints and actions"
+    lines = [[f'{v}<br>{e}' if e else v for v,e in row] for row in self.cells(True)]
+    return '\n'.join([markdown_table(lines, self.notes), markdown_table(self.by_joint(), []), markdown_table(self.by_action(), [])])
 
-# %% ../nbs/06a_lift_scores.ipynb #06a-021
+# %% ../nbs/06a_lift_scores.ipynb #06a-024
 @patch
 def by_joint(self:LiftBoard,
     procrustes:bool=False, # After alignment, else from the pelvis
@@ -274,7 +271,7 @@ def by_action(self:LiftBoard,
     return [[f'action ({k}, mm)','frames',*(r.lifter for r in self.rows)], *lines, macro,
             ['mean of frames',str(len(self.best)),*(f'{r.mean(k).mean:.1f}' for r in self.rows)]]
 
-# %% ../nbs/06a_lift_scores.ipynb #06a-023
+# %% ../nbs/06a_lift_scores.ipynb #06a-026
 @patch
 def figure(self:LiftBoard)->PoseFigure:
     "Aligned errors, errors against tremble, joints"
@@ -300,7 +297,7 @@ def figure(self:LiftBoard)->PoseFigure:
     for i,label in enumerate(a.get_yticklabels()): label.set_color(f'C{i%10}')
     return fig
 
-# %% ../nbs/06a_lift_scores.ipynb #06a-028
+# %% ../nbs/06a_lift_scores.ipynb #06a-032
 @patch
 def picture(self:LiftScore,
     number:int=7, # Poses, from the best to the worst
@@ -312,7 +309,7 @@ def picture(self:LiftScore,
     title = f'{self.lifter}: {how}from the best pose to the worst'
     return plot_lifts(self.joints, self.truth, self.layout, number, view, procrustes, title)
 
-# %% ../nbs/06a_lift_scores.ipynb #06a-031
+# %% ../nbs/06a_lift_scores.ipynb #06a-035
 @patch
 def measure(self:Lifter,
     data:LiftDataModule, # With the part
@@ -343,7 +340,7 @@ def plain_name(
     "Lower case, with underscores"
     return metric.lower().replace('-', '_').replace(' ', '_')
 
-# %% ../nbs/06a_lift_scores.ipynb #06a-034
+# %% ../nbs/06a_lift_scores.ipynb #06a-038
 @patch
 def record(self:LiftBoard)->dict:
     "Plain values for JSON"
@@ -372,7 +369,7 @@ def save(self:LiftBoard,
             r.picture(pictures).savefig(part/f'poses-{safe}.png', dpi=150)
     return path
 
-# %% ../nbs/06a_lift_scores.ipynb #06a-037
+# %% ../nbs/06a_lift_scores.ipynb #06a-041
 def gather_views(
     data:list[str]|None=None, # Motion files and folders, or files for lifting; None: the embedded clips
     layout:str='h36m17', # Joints of the lifters
@@ -422,7 +419,7 @@ def load_lifters(
     if flat and not any(isinstance(l, FlatLifter) for l in out.values()): out['flat'] = FlatLifter(*layouts)
     return out
 
-# %% ../nbs/06a_lift_scores.ipynb #06a-038
+# %% ../nbs/06a_lift_scores.ipynb #06a-043
 def evaluate_lifting(
     models:list[str], # Saved lifters: folders, runs, names of weights that ship with posebook, NAME=any of them; flat for the baseline
     data:list[str]=None, # Motion files and folders, seen by virtual cameras, or files for lifting; without it the embedded clips
@@ -446,6 +443,7 @@ def evaluate_lifting(
     if per_action: print('\n'+aligned(board.by_action(procrustes)))
     if output: print(f'saved {board.save(output, 7 if visualize else 0)}')
 
+# %% ../nbs/06a_lift_scores.ipynb #06a-044
 def run_lifting(
     models:list[str], # As in `load_lifters`
     data:list[str]|None=None, # As in `gather_views`
