@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'INPUTS', 'UP', 'LEAST', 'Objectives', 'Masking', 'Prediction', 'Lifter', 'adult_size', 'View', 'teach',
-           'joint_scores', 'read_weights', 'Lifted', 'upright_angle']
+           'joint_scores', 'read_weights']
 
 # %% ../nbs/06_lifting.ipynb #06-003
 import functools, math, warnings
@@ -13,27 +13,26 @@ from pathlib import Path
 from typing import NamedTuple
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from .augment import Augment, flip_batch
 from .coordinates import PriorError
-from .fitting import soften
-from .joint_metrics import bone_consistency, n_mpjpe
+from .joint_metrics import n_mpjpe
 from .keypoint_networks import make_network
 from .keypoints import KeypointError, Keypoints
 from .lift_batches import LiftDataModule, bone_total
 from .lift_data import Clip, LiftSet, root_ids
-from .lift_losses import (LossWeights, bone_pairs, label_free_losses, scaled_position_loss, supervised_losses,
+from .lift_losses import (LossWeights, label_free_losses, scaled_position_loss, supervised_losses,
                                   weighted_mean, weighted_sum)
+from .lifted import Lifted
 from .metrics import mpjpe, pa_mpjpe
 from .normalisers import Normaliser, root_relative
 from .optimization import Optimization
 from .saved_models import QUIET, SavedModel, WEIGHTS, find_pretrained, quiet_lightning
-from .skeleton import Skeleton, get_skeleton, list_skeletons, rest_joints
+from .skeleton import get_skeleton, list_skeletons, rest_joints
 from .tracks import Track
-from .unsupervised import UnsupervisedWeights, make_objective, place, tilt
+from .unsupervised import UnsupervisedWeights, make_objective, place
 from .virtual_views import seen_joints, seeded
 
 # %% ../nbs/06_lifting.ipynb #06-006
@@ -262,7 +261,11 @@ def supervised_terms(self:Lifter,
 
 # %% ../nbs/06_lifting.ipynb #06-017
 @patch
-def unsupervised_terms(self:Lifter, v, pred, generator):
+def unsupervised_terms(self:Lifter,
+    v:View, # Of a batch
+    pred:Prediction, # Of that
+    generator:torch.Generator|None, # Source of randomness
+)->dict[str,Tensor]:
     "The objective of the chapter before, and how well joints that were not seen are guessed"
     def lift(x, seen):
         p = pred if x is v.x else self.predict(x, seen)
@@ -272,7 +275,10 @@ def unsupervised_terms(self:Lifter, v, pred, generator):
     return dict(unsupervised=total, filled=gap)|{k: w.detach() for k,w in parts.items()}
 
 @patch
-def distilled_terms(self:Lifter, pred, batch):
+def distilled_terms(self:Lifter,
+    pred:Prediction, # Of the student
+    batch:dict, # What it is of
+)->dict[str,Tensor]:
     "Distance from what the teacher says of the rows without a label, whatever size it gives the person"
     free,teacher = (~batch['labelled']).float(),self.helpers['teacher']
     with torch.no_grad(): told = teach(teacher, batch['points'], batch['seen'], batch['size'])
@@ -357,7 +363,9 @@ def joint_scores(
             pa_mpjpe_reflected=pa_mpjpe(joints, target, reflection=True), n_mpjpe=n_mpjpe(joints, target)).items()}
 
 @patch
-def watched(self:Lifter, data)->str:
+def watched(self:Lifter,
+    data:pl.LightningDataModule, # What is trained on
+)->str: # A name that validation logs
     "The error after Procrustes where there are labels to measure it, else the loss"
     if self.monitor=='val/pa_mpjpe' and 'val' in data.parts and data.lift_set('val').labelled.any(): return self.monitor
     return 'val/loss'
@@ -399,11 +407,13 @@ def take_weights(self:Lifter,
     given,own = source if isinstance(source, dict) else read_weights(source),self.state_dict()
     wanted = [k for k in own if k.split('.')[0] in parts]
     taken = [k for k in wanted if k in given and given[k].shape==own[k].shape]
-    if not taken: raise PriorError(f'{source if not isinstance(source, dict) else "weights"}: no weight fits this lifter; '
-                                   f'expected one of {self.hparams.network} {self.hparams.size} like {wanted[0]}')
+    if not any(k.startswith(f'{parts[0]}.') for k in taken):
+        raise PriorError(f'{"weights" if isinstance(source, dict) else source}: no weight fits this lifter; '
+                         f'expected those of a {self.hparams.network} {self.hparams.size}, like {wanted[0]}')
     self.load_state_dict({k: given[k] for k in taken}, strict=False)
     fresh = [k for k in wanted if k not in taken]
-    self.taken = f'{len(taken)} of {len(wanted)} weights taken'+(f'; fresh: {", ".join(fresh[:4])}{" ..." if len(fresh)>4 else ""}' if fresh else '')
+    some = ', '.join(fresh[:4])+(' ...' if len(fresh)>4 else '')
+    self.taken = f'{len(taken)} of {len(wanted)} weights taken'+(f'; fresh: {some}' if fresh else '')
     return taken,fresh
 
 @patch
@@ -422,7 +432,8 @@ def as_clips(self:Lifter,
     "Keypoints as clips to lift"
     if isinstance(points, LiftSet): s = points
     elif isinstance(points, Track):
-        s = LiftSet.of(points.layout, [(Clip(points.name or 'track', fps=points.fps, size=points.size), points.points, points.confidence, None)])
+        clip = Clip(points.name or 'track', fps=points.fps, size=points.size)
+        s = LiftSet.of(points.layout, [(clip, points.points, points.confidence, None)])
     elif isinstance(points, Keypoints):
         size_of = lambda i: None if points.sizes is None else tuple(points.sizes[i].int().tolist())
         s = LiftSet.of(points.layout, [(Clip(f'{n} {i}', size=size_of(i)), points.points[i:i+1], points.confidence[i:i+1], None)
@@ -432,7 +443,12 @@ def as_clips(self:Lifter,
     return s.to(self.layout)
 
 @patch
-def array_clip(self:Lifter, points, confidence, size, fps):
+def array_clip(self:Lifter,
+    points, # (N, K, 2) pixels
+    confidence, # (N, K), or None
+    size, # Width and height of the pictures, or None
+    fps, # Frames a second
+)->LiftSet: # One clip
     "An array (N, K, 2) as one clip; what is not finite was not seen"
     p = torch.as_tensor(points).float()
     K = len(self.layout)
@@ -468,7 +484,8 @@ def lift(self:Lifter,
     s = self.as_clips(points, confidence, size, fps)
     few = (s.confidence>0).sum(1)<LEAST
     if few.all(): raise KeypointError('lift', 'confidence', f'a frame with {LEAST} joints that were seen', 'none')
-    if few.any(): warnings.warn(f'{int(few.sum())} of {len(s)} frames show fewer than {LEAST} joints: their poses are guesses', stacklevel=2)
+    if few.any(): warnings.warn(f'{int(few.sum())} of {len(s)} frames show fewer than {LEAST} joints: their poses are guesses',
+                                stacklevel=2)
     T = self.hparams.frames
     windows = s.windows(T, max(1, T//3))
     sums,total = torch.zeros(len(s), len(self.layout)*3+1),torch.zeros(len(s), 1)
@@ -504,88 +521,3 @@ def lift_windows(self:Lifter,
     self.train(training)
     elevation = out[1] if len(out)>1 else torch.zeros_like(out[0][...,0,0])
     return torch.cat([out[0].flatten(2), elevation[...,None]], -1).float().cpu()
-
-# %% ../nbs/06_lifting.ipynb #06-029
-@dataclass(frozen=True, eq=False)
-class Lifted:
-    "Poses that were lifted"
-    joints:Tensor # From the root, camera axes, (N, K, 3) metres
-    points:Tensor # What they were lifted from, (N, K, 2) pixels
-    confidence:Tensor # Of that, (N, K)
-    layout:Skeleton # What the K joints are called
-    clip:Tensor # Number of the clip of each row, (N,)
-    frames:Tensor # Number of the frame within its clip, (N,)
-    fps:float = math.nan # Frames a second; NaN where nobody says
-    elevation:Tensor|None = None # How far the camera looks down, (N,) radians
-
-    def __len__(self): return len(self.joints)
-    def __repr__(self): return f'Lifted({len(self)} poses in {len(self.clip.unique())} clips, {self.layout.name!r})'
-
-    def parts(self)->list[Tensor]:
-        "Row numbers of each clip"
-        return [(self.clip==c).nonzero()[:,0] for c in self.clip.unique()]
-
-def _weighted_median(v, w):
-    "The value (N,) with half of the weight on either side"
-    v,order = v.sort()
-    w = w[order].cumsum(0)
-    return v[(w>=w[-1]/2).nonzero()[0,0]]
-
-def upright_angle(
-    joints:Tensor, # Of one clip, camera axes, (T, K, 3)
-    layout:str|Skeleton='h36m17', # Of the K joints
-)->Tensor: # Radians; 0 where nobody stands
-    "How far the camera looks down, judged by how people stand"
-    s,at = get_skeleton(layout),lambda *names: joints[:,[s.index(n) for n in names]].mean(1)
-    hips,feet = at('left_hip','right_hip'),at('left_ankle','right_ankle')
-    back,legs = (F.normalize(v, dim=-1) for v in (at('left_shoulder','right_shoulder')-hips, hips-feet))
-    up,agree = back+legs,(back*legs).sum(-1).clamp(min=0)**4
-    angle = torch.atan2(-up[:,2], -up[:,1])
-    use = agree*(angle.abs()<math.pi/4)
-    return _weighted_median(angle, use) if use.sum()>1e-3 else torch.zeros(())
-
-@patch
-def elevations(self:Lifted)->Tensor: # (N,) radians, the same for all frames of a clip
-    "How far the camera looks down"
-    out = torch.zeros(len(self))
-    for rows in self.parts():
-        out[rows] = upright_angle(self.joints[rows], self.layout) if self.elevation is None else self.elevation[rows].median()
-    return out
-
-@patch
-def level(self:Lifted,
-    elevation:Tensor|None=None, # How far the camera looks down, (N,) or () radians; None: see `elevations`
-)->Tensor: # From the root, (N, K, 3) metres, y up, seen from the front as the camera saw it
-    "Poses in a world with y up"
-    e = self.elevations() if elevation is None else torch.as_tensor(elevation).expand(len(self))
-    return self.joints@tilt(-e).mT*torch.tensor([1.,-1.,-1.])
-
-# %% ../nbs/06_lifting.ipynb #06-030
-@patch
-def bone_variation(self:Lifted)->Tensor: # Percent, (bones,) in the order of `Skeleton.bones`
-    "Deviation of each bone's length over a clip, over its mean; the mean over clips"
-    each = [bone_consistency(self.joints[rows], self.layout) for rows in self.parts() if len(rows)>1]
-    if not each: raise KeypointError('lifted', 'clips', 'two frames at least', 'lone poses')
-    return torch.stack(each).mean(0)
-
-@patch
-def steady(self:Lifted,
-    smooth:float=0., # Deviation of a Gaussian over which directions are averaged, frames
-)->Lifted: # With one length for each bone of a clip
-    "Rebuild each clip with bones of constant length, alike left and right"
-    s,x = self.layout,self.joints.clone()
-    bones,twins = s.bones,dict(bone_pairs(s))
-    for rows in self.parts():
-        edge = torch.stack([self.joints[rows][:,j]-self.joints[rows][:,p] for p,j in bones], 1) # (T, bones, 3)
-        length = edge.norm(dim=-1).median(0).values
-        for l,r in twins.items(): length[[l,r]] = (length[l]+length[r])/2
-        way = F.normalize(edge, dim=-1)
-        if smooth: way = F.normalize(soften(way[None], smooth)[0], dim=-1)
-        x[rows] = _rebuild(way*length[:,None], s)
-    return replace(self, joints=x)
-
-def _rebuild(edges, s):
-    "Joints (T, K, 3) from bones (T, bones, 3), seen from the root of a person"
-    at,out = {j: i for i,(_,j) in enumerate(s.bones)},edges.new_zeros(len(edges), len(s), 3)
-    for j in (j for level in s.levels[1:] for j in level): out[:,j] = out[:,s.parents[j]]+edges[:,at[j]]
-    return root_relative(out, s)[0]
