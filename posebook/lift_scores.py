@@ -334,6 +334,20 @@ def judge(self:Lifter,
     means = {plain_name(k): own.mean(k).mean for k,v in own.errors.errors.items() if (v==v).any()}
     return means|dict(of_flat=board.ratio(own), poses=len(own), recordings=own.recordings),board.table(speed=True)
 
+@patch
+def predict_part(self:Lifter,
+    data:LiftDataModule, # With the part
+    part:str, # train, val or test
+    trainer=None, # Not needed: a lifter lifts by itself
+)->dict[str,np.ndarray]: # `joints` (N, K, 3) metres from the root, camera axes; what they are of, and `names` of the clips
+    "Every pose of a part, lifted"
+    held = data.lift_set(part)
+    got = self.lift(held)
+    found = dict(joints=got.joints, points=got.points, confidence=got.confidence, clip=got.clip, frame=got.frames)
+    if got.elevation is not None: found['elevation'] = got.elevation
+    names = dict(names=np.array([c.name for c in held.clips]), joint_names=np.array(got.layout.joints))
+    return {k: v.cpu().numpy() for k,v in found.items()}|names
+
 def plain_name(
     metric:str, # As in `METRICS`
 )->str: # As in a log

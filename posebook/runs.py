@@ -394,7 +394,7 @@ def finish(self:PriorCLI):
     model.finish_run(data)
     model.card = self.card(weights)
     scores,table = model.judge(data, self.name) if 'test' in data.parts else (None,'')
-    if scores: print(table)
+    if table: print(table)
     elif 'test' not in data.parts: print('no recording was held out, so there is no score', file=sys.stderr)
     for line in model.remarks(): print(line, file=sys.stderr)
     model.card['scores'] = scores or None

@@ -1,6 +1,6 @@
 """A lifter trains, resumes, is judged and used by the commands that priors have"""
 import json, os, signal, subprocess, sys, time
-import pytest, torch, yaml
+import numpy as np, pytest, torch, yaml
 from safetensors.torch import load_file
 from posebook.cli import main
 from posebook.coordinates import PriorError
@@ -209,3 +209,10 @@ def test_nobody_labelled_anything(shop, tmp_path, capsys):
                '--trainer.max_epochs', '1', '--callbacks.patience', '2') == 0
     assert json.loads((shop/'bare'/'metrics.json').read_text())['test'] is None and (shop/'bare'/BEST).is_file()
     assert main(['test', str(shop/'bare')]) == 0
+
+
+def test_predictions_of_a_run(shop, tmp_path):
+    assert main(['predict', str(shop/'whole'), '--output', str(tmp_path/'p.npz')]) == 0
+    with np.load(tmp_path/'p.npz') as p:
+        assert p['joints'].shape == (len(p['clip']), 17, 3) and np.isfinite(p['joints']).all()
+        assert p['clip'].max()+1 == len(p['names']) and p['points'].shape[1:] == (17, 2) and len(p['joint_names']) == 17
