@@ -8,7 +8,6 @@ __all__ = ['FAR', 'NETWORKS', 'SIZES', 'ANCHORS', 'KeypointTokens', 'KeypointNet
            'LiftMLP', 'KeypointGaps', 'make_network', 'count_parameters', 'count_macs']
 
 # %% ../nbs/05h_keypoint_networks.ipynb #05h-003
-import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

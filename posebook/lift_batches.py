@@ -22,7 +22,7 @@ from .lift_data import LiftSet, assert_apart, root_ids
 from .lift_files import read_lift_data
 from .normalisers import Normaliser
 from .poses import PoseDataModule, Split
-from .skeleton import Skeleton, get_skeleton, rest_joints
+from .skeleton import Skeleton, rest_joints
 from .take import whole_file
 from .virtual_views import ViewRows, VirtualBodies, VirtualCameras, see_poses, seen_joints
 

@@ -9,7 +9,7 @@ __all__ = ['LABELLED', 'LABEL_FREE', 'weighted_mean', 'known_targets', 'position
            'supervised_losses', 'label_free_losses', 'weighted_sum']
 
 # %% ../nbs/05ha_lift_losses.ipynb #05ha-003
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 from .joint_metrics import bone_lengths

@@ -10,10 +10,8 @@ import json
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 from .coordinates import PriorError
-from .lifting import Lifter
 from .pretrained import SHIPPED
 from .saved_models import CONFIG, WEIGHTS, SavedModel, find_pretrained, kind_of, read_config, whole_folder
-from .skeleton import get_skeleton
 
 # %% ../nbs/06d_pretrained_lifters.ipynb #06d-006
 def list_lifters(
@@ -65,7 +63,8 @@ def publish_lifter(
     return Path(folder)/name
 
 # %% ../nbs/06d_pretrained_lifters.ipynb #06d-011
-SCORES = {'pa_mpjpe':('PA-MPJPE (mm)','.1f'), 'pa_reflected':('PA-MPJPE if mirroring were allowed (mm)','.1f'), 'mpjpe':('MPJPE (mm)','.1f'),
+SCORES = {'pa_mpjpe':('PA-MPJPE (mm)','.1f'), 'pa_reflected':('PA-MPJPE if mirroring were allowed (mm)','.1f'),
+          'mpjpe':('MPJPE (mm)','.1f'),
           'n_mpjpe':('N-MPJPE, least squares (mm)','.1f'), 'n_mpjpe_ratio':('N-MPJPE, ratio of norms (mm)','.1f'),
           'pck':('PCK at 150 mm (%)','.1f'), 'auc':('AUC (%)','.1f'), 'mpjve':('MPJVE (mm a frame)','.1f'),
           'bones':('bone lengths vary by (%)','.1f'), 'of_flat':('PA-MPJPE in shares of a flat cut-out','.2f')}
@@ -77,10 +76,12 @@ def lifter_card(
     "A model card for people"
     card,h = config['card'],config['hparams']
     known,held = card.get('scores') or {},len(card['data'].get('test', []))
-    of = f'{h["network"]} {h["size"]}, {h["frames"]} frames, joints of {h["layout"]}; learned from {taught(h)}' if 'network' in h else config['model']
+    of = config['model']
+    if 'network' in h: of = f'{h["network"]} {h["size"]}, {h["frames"]} frames, joints of {h["layout"]}; learned from {taught(h)}'
     rows = [f'| {w} | {known[k]:{f}} |' for k,(w,f) in SCORES.items() if known.get(k) is not None]
     rows += [f'| NLL of 2D poses, validation (nats) | {v:.1f} |' for k,v in card.get('logged', {}).get('val', {}).items() if k=='val/nll']
-    return '\n'.join([f'# {name}', '', f'{config["model"]} of posebook {config["posebook"]}: `{config["model"]}.from_pretrained({name!r})`', '',
+    load = f'{config["model"]} of posebook {config["posebook"]}: `{config["model"]}.from_pretrained({name!r})`'
+    return '\n'.join([f'# {name}', '', load, '',
         f'- **What it is for:** {card["use"]}', f'- **What it is:** {of}; {card["parameters"]:,} numbers',
         f'- **Data:** {card["source"]}', f'- **Licence:** {card["licence"]}',
         f'- **Seen in training:** {len(card["data"]["train"])} recordings, named in `{CONFIG}`, seed {card["seed"]}',
