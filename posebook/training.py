@@ -282,7 +282,7 @@ class Patience(EarlyStopping):
     def __init__(self,
         patience:int=20, # Epochs to wait
         monitor:str='val/nll', # What should fall
-    ): super().__init__(monitor, patience=patience, check_finite=True)
+    ): super().__init__(monitor, patience=patience, check_finite=True, check_on_train_epoch_end=False)
 
     def on_train_start(self, trainer, prior):
         "Honour what the checkpoint says"

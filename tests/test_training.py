@@ -221,3 +221,9 @@ def test_shipped_settings_fit_their_classes(name, tmp_path):
     if name == 'zuko': pytest.importorskip('zuko')
     cli = make_cli(name, layers(name), ['--trainer.default_root_dir', str(tmp_path)])
     assert cli.settings[cli.key] == name and yaml.safe_load(yaml.safe_dump(cli.settings)) == cli.settings
+
+def test_a_run_of_a_few_steps_ends_before_it_was_validated(tmp_path):
+    "Patience has nothing to judge yet, and says nothing"
+    assert main(['fit', 'global-flow', '--output', str(tmp_path/'short'), '--trainer.max_steps', '1', '--trainer.enable_progress_bar',
+                 'false', '--trainer.logger', 'false', '--callbacks.report_every', '0']) == 0
+    assert (tmp_path/'short'/'prior').is_dir()
