@@ -282,11 +282,15 @@ class Patience(EarlyStopping):
     def __init__(self,
         patience:int=20, # Epochs to wait
         monitor:str='val/nll', # What should fall
-    ): super().__init__(monitor, patience=patience, check_finite=True, check_on_train_epoch_end=False)
+    ): super().__init__(monitor, patience=patience, check_finite=True)
 
     def on_train_start(self, trainer, prior):
         "Honour what the checkpoint says"
         if self.wait_count>=self.patience: trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer, prior):
+        "Judge, unless the run ended before its first validation"
+        if self.monitor in trainer.callback_metrics: super().on_train_epoch_end(trainer, prior)
 
 # %% ../nbs/00hb_training.ipynb #00hb-032
 def read_checkpoint(
